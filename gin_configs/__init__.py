@@ -1,0 +1,1 @@
+"""Gin files, found through `importlib.resources` wherever installed."""

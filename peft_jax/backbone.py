@@ -1,0 +1,168 @@
+"""Backbone checkpoints: strict restoring, and writing merged models.
+
+    backbone/backbone.json   the network's name, configuration and leaves
+    backbone/params/         the parameters as an Orbax checkpoint
+
+or a single `.npz` file of small models. One module per layer, as T5X has it.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from peft_jax import layout
+from peft_jax.checkpoint import read_npz
+
+FILE_NAME = "backbone.json"
+PARAMS = "params"
+
+
+class BackboneError(ValueError):
+  """A backbone checkpoint that is not the network's."""
+
+
+def save(directory: str | Path, params: Any, *, model: Mapping[str, Any]) -> None:
+  """Writes a backbone directory.
+
+  Args:
+    directory: must not exist, or be empty.
+    params: the backbone's parameters, in either view of the layers.
+    model: name and configuration of the network.
+
+  Raises:
+    BackboneError: if the directory is taken.
+  """
+  directory = Path(directory).absolute()
+  if directory.exists() and any(directory.iterdir()):
+    raise BackboneError(
+      f"expected a new or empty directory, found {directory} with"
+      f" {sorted(p.name for p in directory.iterdir())[:3]}. Nothing was"
+      " written; choose another one."
+    )
+  partial = directory.with_name(directory.name + ".partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  tree = layout.to_layers(params)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(partial / PARAMS, tree)
+  leaves = {
+    path: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
+    for path, leaf in sorted(flatten_dict(tree, sep="/").items())
+  }
+  text = json.dumps({"model": dict(model), "leaves": leaves}, indent=2)
+  (partial / FILE_NAME).write_text(text + "\n")
+  if directory.exists():
+    directory.rmdir()
+  partial.rename(directory)
+
+
+def restore(
+  path: str | Path, spec: Any, *, dtype: Any = jnp.float32, shardings: Any = None
+) -> dict:
+  """Reads a backbone for a given network; all of it or nothing.
+
+  Args:
+    path: a directory that `save` wrote, or an `.npz` file.
+    spec: the backbone's leaves as the network has them, arrays or shapes.
+    dtype: dtype of the result.
+    shardings: tree of shardings to place the leaves on; default: one device.
+
+  Returns:
+    The parameters in the view of the layers that `spec` has.
+
+  Raises:
+    BackboneError: naming the leaves that are missing, extra or misshapen.
+  """
+  path = Path(path).absolute()
+  if path.suffix == ".npz":
+    tree = unflatten_dict(read_npz(path), sep="/")
+  elif (path / PARAMS).is_dir():
+    tree = _read_orbax(path / PARAMS)
+  else:
+    raise BackboneError(
+      f"expected a backbone directory with {FILE_NAME}, or an .npz file, found"
+      f" {'another directory' if path.is_dir() else 'nothing'} at {path}."
+    )
+  tree = layout.like(tree, spec)
+  check_fits(tree, spec, source=str(path))
+  tree = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  if shardings is None:
+    return jax.tree.map(jnp.asarray, tree)
+  return jax.tree.map(jax.device_put, tree, shardings)
+
+
+def check_fits(tree: Any, spec: Any, *, source: str) -> None:
+  """Raises unless both trees have the same paths and shapes.
+
+  Raises:
+    BackboneError: naming what is missing, extra or misshapen.
+  """
+  found, wanted = flatten_dict(tree, sep="/"), flatten_dict(spec, sep="/")
+  missing = sorted(wanted.keys() - found.keys())
+  extra = sorted(found.keys() - wanted.keys())
+  if missing:
+    hint = ""
+    if "decoder/logits_dense/kernel" in missing:
+      hint = " (T5 1.0 ties its output layer: set logits_via_embedding=True)"
+    raise BackboneError(
+      f"expected {len(wanted)} parameters in {source}, found {len(missing)} of"
+      f" them missing, which would be random: {', '.join(missing[:3])}{hint}."
+      " Nothing was loaded; choose the model that the checkpoint holds."
+    )
+  if extra:
+    raise BackboneError(
+      f"expected {len(wanted)} parameters in {source}, found {len(extra)} that"
+      f" the network does not have: {', '.join(extra[:3])}. Nothing was loaded;"
+      " choose the model that the checkpoint holds."
+    )
+  for path, leaf in found.items():
+    if tuple(leaf.shape) != tuple(wanted[path].shape):
+      raise BackboneError(
+        f"expected {path} of shape {tuple(wanted[path].shape)}, found"
+        f" {tuple(leaf.shape)} in {source}. Nothing was loaded; choose the"
+        " model that the checkpoint holds."
+      )
+
+
+def describe(network: Any, name: str = "") -> dict[str, Any]:
+  """Returns the network's name and configuration as JSON values.
+
+  Example:
+
+    >>> from peft_jax import networks
+    >>> describe(networks.create("tiny"), "tiny")["config"]["emb_dim"]
+    128
+  """
+  config = dataclasses.asdict(network.config)
+  # How it runs is not what it is: these do not change the parameters.
+  for field in ("scan_layers", "remat", "dropout_rate", "dtype"):
+    config.pop(field, None)
+  return {
+    "name": name,
+    "class": type(network).__name__,
+    "config": json.loads(json.dumps(config)),
+  }
+
+
+def _read_orbax(path: Path) -> dict:
+  try:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      metadata = checkpointer.metadata(path).item_metadata
+      args = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
+      )
+      return checkpointer.restore(path, restore_args=args)
+  except Exception as error:  # tensorstore and orbax raise many kinds
+    raise BackboneError(
+      f"expected an Orbax checkpoint at {path}, found one that cannot be read"
+      f" ({str(error)[:200]}). Nothing was loaded; copy it again."
+    ) from error

@@ -1,0 +1,82 @@
+"""Folds adapters into the backbone: a new tree, nothing extra at inference."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from peft_jax import layout, partition
+from peft_jax.inject import Adapted
+from peft_jax.rules import Rule
+
+
+class MergeError(ValueError):
+  """An adapter that no backbone can hold."""
+
+
+def merge(params: Any, model: Adapted, *, dtype: Any = None) -> dict:
+  """Returns the backbone's tree that acts as backbone and adapters together.
+
+  Adapters are folded in the order of the rules, in float32, and rounded once.
+  Going back is keeping the old tree: there is no unmerge.
+
+  Example:
+
+    >>> import numpy as np
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> params = {"key": {"kernel": np.ones((1, 2)),
+    ...   "ia3": {"scaling": np.array([1.0, 3.0])}}}
+    >>> merge(params, model)["key"]["kernel"].tolist()
+    [[1.0, 3.0]]
+
+  Args:
+    params: backbone and adapters in one tree.
+    model: the network with its rules.
+    dtype: dtype of the result; default: each kernel keeps its own.
+
+  Raises:
+    MergeError: naming every rule that cannot be merged.
+    PartitionError: if the tree does not hold what the rules say.
+  """
+  stuck = [rule for rule in model.rules if not rule.adapter.mergeable]
+  if stuck:
+    names = ", ".join(f"{r.name!r} at {r.pattern!r}" for r in stuck)
+    raise MergeError(
+      f"expected adapters that fold into a kernel, found {names}. Keep them"
+      " unmerged, or merge a model without them."
+    )
+  frozen, adapter = partition.split(params, model)
+  kernels = flatten_dict(layout.to_layers(frozen), sep="/")
+  by_site: dict[str, dict[Rule, dict[str, Any]]] = {}
+  for path, leaf in flatten_dict(layout.to_layers(adapter), sep="/").items():
+    owner = model.rule_of(path)
+    assert owner is not None
+    rule, site, name = owner
+    by_site.setdefault(site, {}).setdefault(rule, {})[name] = leaf
+
+  for site, by_rule in by_site.items():
+    path = f"{site}/kernel"
+    if path not in kernels:
+      names = ", ".join(rule.name for rule in by_rule)
+      raise MergeError(
+        f"expected a kernel at {site} to fold {names} into, found none. Keep"
+        " the adapter unmerged."
+      )
+    kernels[path] = _fold(kernels[path], by_rule, model)
+  if dtype is not None:
+    kernels = {path: leaf.astype(dtype) for path, leaf in kernels.items()}
+  return layout.like(unflatten_dict(kernels, sep="/"), frozen)
+
+
+def _fold(kernel: Any, by_rule: dict[Rule, dict], model: Adapted) -> Any:
+  """Folds all adapters of one site; kernel: [inputs, outputs]."""
+  folded = jnp.asarray(kernel, jnp.float32)
+  for rule in model.rules:
+    if rule in by_rule:
+      leaves = {
+        name: jnp.asarray(leaf, jnp.float32)
+        for name, leaf in by_rule[rule].items()
+      }
+      folded = rule.adapter.fold(folded, leaves)
+  return folded.astype(kernel.dtype)

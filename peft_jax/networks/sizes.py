@@ -1,0 +1,84 @@
+"""The published sizes of the T5 family, by name."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from peft_jax.networks.t5 import T5, T5Config
+
+# name: layers per stack, D, F, H, K.
+# Sources: T5 1.1, the released T5X configurations; T5 1.0, arXiv 1910.10683.
+_T5_1_1 = {
+  "small": (8, 512, 1024, 6, 64),
+  "base": (12, 768, 2048, 12, 64),
+  "large": (24, 1024, 2816, 16, 64),
+  "xl": (24, 2048, 5120, 32, 64),
+  "xxl": (24, 4096, 10240, 64, 64),
+}
+_T5_1_0 = {
+  "small": (6, 512, 2048, 8, 64),
+  "base": (12, 768, 3072, 12, 64),
+  "large": (24, 1024, 4096, 16, 64),
+  "3b": (24, 1024, 16384, 32, 128),
+  "11b": (24, 1024, 65536, 128, 128),
+}
+
+
+def _config(sizes: tuple[int, int, int, int, int], **options: Any) -> T5Config:
+  num_layers, emb_dim, mlp_dim, num_heads, head_dim = sizes
+  return T5Config(
+    num_encoder_layers=num_layers,
+    num_decoder_layers=num_layers,
+    emb_dim=emb_dim,
+    mlp_dim=mlp_dim,
+    num_heads=num_heads,
+    head_dim=head_dim,
+    **options,
+  )
+
+
+# The tiny model that ships with the package: bytes as its vocabulary.
+_TINY = T5Config(
+  vocab_size=384,
+  emb_dim=128,
+  num_heads=4,
+  head_dim=32,
+  mlp_dim=256,
+  num_encoder_layers=3,
+  num_decoder_layers=3,
+)
+
+CONFIGS: dict[str, T5Config] = {
+  "tiny": _TINY,
+  **{f"t5_1_1_{name}": _config(size) for name, size in _T5_1_1.items()},
+  **{
+    f"t5_1_0_{name}": _config(
+      size, mlp_activations=("relu",), logits_via_embedding=True
+    )
+    for name, size in _T5_1_0.items()
+  },
+}
+
+
+def create(name: str, **overrides: Any) -> T5:
+  """Returns the network of a published size.
+
+  Example:
+
+    >>> create("t5_1_1_xl", scan_layers=True).config.emb_dim
+    2048
+
+  Args:
+    name: a key of `CONFIGS`.
+    **overrides: fields of `T5Config` to replace.
+
+  Raises:
+    ValueError: for an unknown name, with the nearest ones.
+  """
+  if name not in CONFIGS:
+    nearest = difflib.get_close_matches(name, CONFIGS, n=3, cutoff=0.3)
+    raise ValueError(
+      f"expected a model of {sorted(CONFIGS)}, found {name!r}. Nearest:"
+      f" {', '.join(nearest) or 'none'}."
+    )
+  return T5(dataclasses.replace(CONFIGS[name], **overrides))

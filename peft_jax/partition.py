@@ -1,0 +1,211 @@
+"""Splits one tree of parameters into backbone and adapter, and counts them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax.core import FrozenDict, unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from peft_jax.inject import Adapted
+
+Params = Any
+
+
+class PartitionError(ValueError):
+  """A tree that does not split into backbone and adapter as expected."""
+
+
+def _flat(params: Params) -> dict[str, Any]:
+  return flatten_dict(
+    unfreeze(params) if isinstance(params, FrozenDict) else dict(params),
+    sep="/",
+  )
+
+
+def split(params: Params, model: Adapted) -> tuple[dict, dict]:
+  """Returns (frozen, adapter): the backbone's leaves and the adapter's.
+
+  Every leaf is in exactly one of the two; `join` is the inverse.
+
+  Example:
+
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> params = {"key": {"kernel": 1, "ia3": {"scaling": 2}}}
+    >>> split(params, model)
+    ({'key': {'kernel': 1}}, {'key': {'ia3': {'scaling': 2}}})
+
+  Args:
+    params: tree of a network with adapters, or of shapes.
+    model: the network with its rules.
+
+  Raises:
+    PartitionError: if the tree holds no leaf of one of the rules.
+  """
+  frozen, adapter, seen = {}, {}, set()
+  for path, leaf in _flat(params).items():
+    owner = model.rule_of(path)
+    if owner is None:
+      frozen[path] = leaf
+    else:
+      adapter[path] = leaf
+      seen.add(owner[0])
+  for rule in model.rules:
+    if rule not in seen:
+      raise PartitionError(
+        f"expected parameters of {rule.pattern!r} named {rule.name!r}, found"
+        f" none among {len(frozen)} leaves (top level: {sorted(params)})."
+        " Make the tree with Adapted.init."
+      )
+  return unflatten_dict(frozen, sep="/"), unflatten_dict(adapter, sep="/")
+
+
+def join(frozen: Params, adapter: Params) -> dict:
+  """Returns the one tree that the network is applied to.
+
+  Example:
+
+    >>> join({"key": {"kernel": 1}}, {"key": {"ia3": {"scaling": 2}}})
+    {'key': {'kernel': 1, 'ia3': {'scaling': 2}}}
+
+  Raises:
+    PartitionError: if both hold a leaf of the same path.
+  """
+  flat, extra = _flat(frozen), _flat(adapter)
+  both = sorted(flat.keys() & extra.keys())
+  if both:
+    raise PartitionError(
+      "expected backbone and adapter without common leaves, found"
+      f" {len(both)}, first {both[0]!r}. Pass the two results of split."
+    )
+  return unflatten_dict(flat | extra, sep="/")
+
+
+def trainable_mask(params: Params, model: Adapted) -> Params:
+  """Returns the tree of bools, True for adapter leaves; keeps the tree's type.
+
+  For trainers that hold one tree, with `optim.freeze`.
+
+  Example:
+
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> trainable_mask({"key": {"kernel": 1, "ia3": {"scaling": 2}}}, model)
+    {'key': {'ia3': {'scaling': True}, 'kernel': False}}
+  """
+
+  def is_trainable(path: tuple, _: Any) -> bool:
+    names = "/".join(str(key.key) for key in path)
+    return model.rule_of(names) is not None
+
+  return jax.tree_util.tree_map_with_path(is_trainable, params)
+
+
+def count(tree: Params) -> int:
+  """Returns the number of parameters in a tree of arrays or shapes.
+
+  Example:
+
+    >>> count({"scaling": np.ones((3, 4))})
+    12
+  """
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def nbytes(tree: Params) -> int:
+  """Returns the number of bytes of a tree of arrays or shapes.
+
+  Example:
+
+    >>> nbytes({"scaling": np.ones((3, 4), np.float32)})
+    48
+  """
+  return sum(
+    int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RuleRow:
+  """One line of the rule table.
+
+  Attributes:
+    method: the adapter's class.
+    pattern: the rule's pattern.
+    sites: number of modules it is placed at.
+    example: path of the first.
+    parameters: number of parameters it adds.
+  """
+
+  method: str
+  pattern: str
+  sites: int
+  example: str
+  parameters: int
+
+
+def rule_table(adapter: Params, model: Adapted) -> list[RuleRow]:
+  """Returns what each rule placed where, one row per rule.
+
+  Example:
+
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> [row] = rule_table({"key": {"ia3": {"scaling": np.ones(4)}}}, model)
+    >>> row.sites, row.example, row.parameters
+    (1, 'key', 4)
+
+  Args:
+    adapter: the adapter's leaves, arrays or shapes.
+    model: the network with its rules.
+  """
+  # Layers are counted one by one, whether or not the network stacks them.
+  placed: dict[Any, dict[str, int]] = {rule: {} for rule in model.rules}
+  for path, leaf in _flat(adapter).items():
+    owner = model.rule_of(path)
+    if owner is None:
+      continue
+    rule, site, _ = owner
+    paths = model.layer_paths(site)
+    for site_path in paths:
+      size = int(np.prod(leaf.shape)) // len(paths)
+      placed[rule][site_path] = placed[rule].get(site_path, 0) + size
+  return [
+    RuleRow(
+      method=type(rule.adapter).__name__,
+      pattern=rule.pattern,
+      sites=len(by_site),
+      example=next(iter(by_site), ""),
+      parameters=sum(by_site.values()),
+    )
+    for rule, by_site in placed.items()
+  ]
+
+
+def format_rule_table(rows: list[RuleRow]) -> str:
+  """Returns the rule table as aligned text.
+
+  Example:
+
+    >>> row = RuleRow(method="IA3", pattern="kv", sites=2, example="key",
+    ...   parameters=8)
+    >>> print(format_rule_table([row]))
+    method  pattern  sites  parameters  example
+    IA3     kv           2           8  key
+  """
+  header = ("method", "pattern", "sites", "parameters", "example")
+  cells = [header] + [
+    (r.method, r.pattern, str(r.sites), f"{r.parameters:,}", r.example)
+    for r in rows
+  ]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+  def line(row: tuple[str, ...]) -> str:
+    left = [row[0].ljust(widths[0]), row[1].ljust(widths[1])]
+    right = [row[2].rjust(widths[2]), row[3].rjust(widths[3])]
+    return "  ".join([*left, *right, row[4]])
+
+  return "\n".join(line(row) for row in cells)

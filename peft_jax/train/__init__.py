@@ -1,0 +1,1 @@
+"""Training: the loop, its data, evaluation and what a run writes down."""

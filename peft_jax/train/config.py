@@ -1,0 +1,280 @@
+"""From gin files and bindings to one frozen `Config`; the only gin code.
+
+The library knows nothing of gin: classes and functions become configurable by
+dynamic registration, in the gin files.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import gin
+import optax
+from flax import linen as nn
+
+from peft_jax.losses import Normalization
+from peft_jax.rules import Rule
+
+
+class ConfigError(ValueError):
+  """A configuration that cannot be resolved."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Everything that a run is told; gin binds these fields from macros.
+
+  Attributes:
+    network: the backbone's network.
+    adapters: rules, or lists of rules.
+    optimizer: for the adapter's leaves.
+    learning_rate: schedule, for the log; the optimizer has it already.
+    task: name of a SeqIO task or mixture.
+    model_dir: the run's folder.
+    model_name: name of the network, for the manifest.
+    backbone: backbone directory, `.npz` file, `tiny` for the one that ships, or
+      `random` to train on random weights.
+    vocabulary: `bytes`, `t5`, or a SentencePiece file.
+    data_dir: local files in the place of TFDS; empty: TFDS.
+    task_feature_lengths: feature -> tokens; longer inputs are cut.
+    train_steps: updates of this run; the backbone's own steps do not count.
+    batch_size: B, over all processes.
+    micro_batches: parts the batch is cut into to save memory.
+    max_train_examples: uses only so many training examples; 0: all.
+    warm_start: adapter directory or run to take weights from, at step 0.
+    random_seed: of initialisation, dropout and shuffling.
+    dropout: whether the network drops in training, at its own rate.
+    z_loss: see `losses.cross_entropy`.
+    normalization: see `losses.Normalization`.
+    gradient_clip: largest global norm of the adapter's gradient; 0: none.
+    eval_period: steps between evaluations; 0: only at the end.
+    eval_split: split that is evaluated.
+    eval_batch_size: B in evaluation.
+    max_eval_examples: evaluates only so many; 0: all.
+    eval_frozen: evaluates the frozen model before training.
+    best_metric: metric that decides which checkpoint is best.
+    checkpoint_period: steps between checkpoints.
+    keep: number of latest checkpoints kept, the best one besides.
+    log_period: steps between records of the log.
+    model_parallel: devices that share one copy of the model.
+    allow_cut_targets: trains although targets are longer than allowed.
+  """
+
+  network: nn.Module
+  adapters: Sequence[Rule | Sequence]
+  optimizer: optax.GradientTransformation
+  task: str
+  model_dir: str
+  learning_rate: optax.Schedule | float | None = None
+  model_name: str = ""
+  backbone: str = ""
+  vocabulary: str = "t5"
+  data_dir: str = ""
+  task_feature_lengths: Mapping[str, int] = dataclasses.field(
+    default_factory=lambda: {"inputs": 512, "targets": 64}
+  )
+  train_steps: int = 1000
+  batch_size: int = 32
+  micro_batches: int = 1
+  max_train_examples: int = 0
+  warm_start: str = ""
+  random_seed: int = 0
+  dropout: bool = True
+  z_loss: float = 0.0
+  normalization: Normalization = "tokens"
+  gradient_clip: float = 0.0
+  eval_period: int = 0
+  eval_split: str = "validation"
+  eval_batch_size: int = 32
+  max_eval_examples: int = 0
+  eval_frozen: bool = True
+  best_metric: str = "accuracy"
+  checkpoint_period: int = 500
+  keep: int = 2
+  log_period: int = 10
+  model_parallel: int = 1
+  allow_cut_targets: bool = False
+
+  def __post_init__(self) -> None:
+    for name in (
+      "train_steps",
+      "batch_size",
+      "micro_batches",
+      "eval_batch_size",
+      "checkpoint_period",
+      "keep",
+      "log_period",
+      "model_parallel",
+    ):
+      if getattr(self, name) < 1:
+        raise ConfigError(
+          f"expected {name} >= 1, found {getattr(self, name)}."
+        )
+    if not self.model_dir:
+      raise ConfigError(
+        "expected a folder for the run, found none. Pass --model_dir DIR or"
+        " --gin.MODEL_DIR=\"'DIR'\"."
+      )
+    if not {"inputs", "targets"} <= self.task_feature_lengths.keys():
+      raise ConfigError(
+        "expected task_feature_lengths for inputs and targets, found"
+        f" {dict(self.task_feature_lengths)}."
+      )
+
+
+# Settings that may change when a run is resumed: they do not change training.
+_MAY_CHANGE = (
+  "MODEL_DIR",
+  "EVAL_PERIOD",
+  "EVAL_BATCH_SIZE",
+  "EVAL_FROZEN",
+  "MAX_EVAL_EXAMPLES",
+  "CHECKPOINT_PERIOD",
+  "KEEP",
+  "LOG_PERIOD",
+  "MODEL_PARALLEL",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolved:
+  """A configuration and the gin text it came from."""
+
+  config: Config
+  gin_text: str
+  settings: Mapping[str, str]
+
+  @property
+  def fixed_settings(self) -> dict[str, str]:
+    """The settings that must agree for a run to be resumed."""
+    return {k: v for k, v in self.settings.items() if k not in _MAY_CHANGE}
+
+
+def gin_directory() -> Path:
+  """Returns the folder of the gin files that come with the package."""
+  return Path(str(resources.files("peft_jax.gin_configs")))
+
+
+def names_of(kind: str) -> list[str]:
+  """Returns the names of the gin files of one kind.
+
+  Example:
+
+    >>> "lora" in names_of("adapters")
+    True
+
+  Args:
+    kind: a folder of `gin_configs`: adapters, models, recipes or runs.
+  """
+  return sorted(path.stem for path in (gin_directory() / kind).glob("*.gin"))
+
+
+def resolve(
+  gin_files: Sequence[str],
+  bindings: Sequence[str] = (),
+  search_paths: Sequence[str] = (),
+) -> Resolved:
+  """Parses gin files and bindings and makes the `Config`.
+
+  Args:
+    gin_files: paths, relative to the search paths or the package's own folder.
+    bindings: `NAME = value` lines; they win over the files.
+    search_paths: folders to look for gin files in, before the package's.
+
+  Raises:
+    ConfigError: for a file that is not found, a syntax error, an unknown name,
+      a macro without a value, or a value that does not fit.
+  """
+  gin.clear_config()
+  folders = [*map(Path, search_paths), Path(), gin_directory()]
+  # For files that include others; gin keeps the list as long as it runs.
+  gin.config._LOCATION_PREFIXES[:] = [str(folder) for folder in folders[::-1]]
+  files = [str(find_file(name, folders)) for name in gin_files]
+  try:
+    gin.parse_config_files_and_bindings(
+      files, list(bindings), finalize_config=False
+    )
+    _check_macros()
+    config = gin.get_configurable(Config)()
+  except ConfigError:
+    raise
+  except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
+    raise ConfigError(_explain(error, gin_files)) from error
+  return Resolved(
+    config=config, gin_text=gin.config_str(), settings=_settings()
+  )
+
+
+def find_file(name: str, folders: Sequence[Path]) -> Path:
+  """Returns the first file of that name in the folders.
+
+  Raises:
+    ConfigError: with the folders and the nearest names that the package has.
+  """
+  for folder in folders:
+    if (folder / name).is_file():
+      return folder / name
+  own = [
+    str(path.relative_to(gin_directory()))
+    for path in gin_directory().rglob("*.gin")
+  ]
+  nearest = difflib.get_close_matches(name, own, n=3, cutoff=0.3)
+  raise ConfigError(
+    f"expected a gin file {name!r} in {[str(f) for f in folders]}, found none."
+    f" Nearest of the package: {', '.join(nearest) or 'none'}."
+  )
+
+
+def _check_macros() -> None:
+  """Names every macro that is used but never given a value."""
+  used = set(re.findall(r"%([A-Z][A-Z0-9_]*)", gin.config_str()))
+  unbound = sorted(name for name in used if not _is_bound(name))
+  if unbound:
+    hints = {
+      "MODEL": "--model NAME",
+      "ADAPTERS": "--adapter NAME",
+      "MIXTURE_OR_TASK_NAME": "--task NAME",
+      "MODEL_DIR": "--model_dir DIR",
+    }
+    ways = "; ".join(
+      hints.get(name, f"--gin.{name}=value") for name in unbound
+    )
+    raise ConfigError(
+      f"expected a value for every macro, found none for {', '.join(unbound)}."
+      f" Pass {ways}."
+    )
+
+
+def _is_bound(macro: str) -> bool:
+  try:
+    gin.query_parameter(f"%{macro}")
+  except ValueError:
+    return False
+  return True
+
+
+def _explain(error: Exception, gin_files: Sequence[str]) -> str:
+  text = str(error).strip().replace("\n", " ")
+  return (
+    f"expected a configuration that resolves, found in {list(gin_files)}:"
+    f" {text}"
+  )
+
+
+def _settings() -> dict[str, str]:
+  """Returns binding -> value as text, for comparing runs and for the report."""
+  settings: dict[str, str] = {}
+  # config_str breaks long values over lines that are indented or follow a '\'.
+  text = re.sub(r"(?m)^#.*\n?", "", gin.config_str())
+  logical = re.sub(r"\\\n\s*", "", text)
+  logical = re.sub(r"\n\s+", " ", logical)
+  logical = re.sub(r"\n([\]\)\}])", r" \1", logical)
+  for line in logical.splitlines():
+    match = re.match(r"([\w/.]+) = (.+)", line)
+    if match:
+      settings[match[1]] = match[2].strip()
+  return settings

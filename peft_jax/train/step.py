@@ -1,0 +1,151 @@
+"""One training step: differentiates the adapter only, compiled once."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from peft_jax import losses, partition
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+# What the network is called with, if the batch has it; all [B, T].
+_NETWORK_INPUTS = (
+  "encoder_input_tokens",
+  "decoder_input_tokens",
+  "decoder_target_tokens",
+  "encoder_segment_ids",
+  "decoder_segment_ids",
+  "encoder_positions",
+  "decoder_positions",
+)
+
+
+class TrainState(NamedTuple):
+  """All that a step changes, and all that resuming needs.
+
+  Attributes:
+    step: [] int32, number of updates done.
+    adapter: the trained leaves.
+    opt_state: the optimizer's state, for these leaves only.
+    rng: key from which each step derives its dropout.
+  """
+
+  step: Array
+  adapter: Any
+  opt_state: Any
+  rng: Array
+
+
+def init_state(
+  adapter: Any, tx: optax.GradientTransformation, rng: Array
+) -> TrainState:
+  """Returns the state before the first update."""
+  return TrainState(jnp.int32(0), adapter, tx.init(adapter), rng)
+
+
+def network_inputs(batch: Batch) -> dict[str, Array]:
+  """Returns the entries of a batch that the network takes.
+
+  Example:
+
+    >>> network_inputs({"decoder_loss_weights": None})
+    {}
+  """
+  return {name: batch[name] for name in _NETWORK_INPUTS if name in batch}
+
+
+def make_train_step(
+  model: Any,
+  tx: optax.GradientTransformation,
+  *,
+  micro_batches: int = 1,
+  dropout: bool = True,
+  z_loss: float = 0.0,
+  normalization: losses.Normalization = "tokens",
+) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
+  """Returns the function (state, frozen, batch) -> (state, metrics).
+
+  The caller jits it, with shardings and `donate_argnums=0`.
+
+  Args:
+    model: network with adapters, or a network to train whole.
+    tx: the optimizer.
+    micro_batches: number of parts the batch is cut into, one after the other;
+      the loss is normalised over the whole batch, so it does not change.
+    dropout: whether to drop in training, at the network's own rate.
+    z_loss: see `losses.cross_entropy`.
+    normalization: 'tokens' (mean) or 'none' (sum, as T5X).
+
+  Returns:
+    metrics: `loss`, `accuracy` (share of right tokens), `tokens`,
+    `gradient_norm`; float32 scalars on the device.
+  """
+
+  def total_loss(
+    adapter: Any, frozen: Any, batch: Batch, rng: Array
+  ) -> tuple[Array, Array]:
+    logits = model.apply(
+      {"params": partition.join(frozen, adapter)},
+      **network_inputs(batch),
+      enable_dropout=dropout,
+      rngs={"dropout": rng} if dropout else {},
+    )
+    targets = batch["decoder_target_tokens"]
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    total, _ = losses.language_model(logits, targets, weights, z_loss=z_loss)
+    return total, losses.accuracy(logits, targets, weights)
+
+  gradient = jax.value_and_grad(total_loss, has_aux=True)
+
+  def accumulate(state: TrainState, frozen: Any, batch: Batch) -> Any:
+    rng = jax.random.fold_in(state.rng, state.step)
+    if micro_batches == 1:
+      return gradient(state.adapter, frozen, batch, rng)
+
+    def one(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
+      index, micro = part
+      found = gradient(
+        state.adapter, frozen, micro, jax.random.fold_in(rng, index)
+      )
+      return jax.tree.map(jnp.add, carry, found), None
+
+    zero = jax.tree.map(jnp.zeros_like, state.adapter)
+    start = ((jnp.float32(0), jnp.float32(0)), zero)
+    parts = jax.tree.map(lambda x: _cut(x, micro_batches), dict(batch))
+    total, _ = jax.lax.scan(one, start, (jnp.arange(micro_batches), parts))
+    return total
+
+  def step(
+    state: TrainState, frozen: Any, batch: Batch
+  ) -> tuple[TrainState, dict[str, Array]]:
+    (loss, right), grads = accumulate(state, frozen, batch)
+    tokens = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
+    real = jnp.maximum(tokens, 1.0)
+    if normalization == "tokens":
+      grads = jax.tree.map(lambda g: g / real.astype(g.dtype), grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.adapter)
+    adapter = optax.apply_updates(state.adapter, updates)
+    metrics = {
+      "loss": loss / real,
+      "accuracy": right / real,
+      "tokens": tokens,
+      "gradient_norm": optax.global_norm(grads),
+    }
+    return TrainState(state.step + 1, adapter, opt_state, state.rng), metrics
+
+  return step
+
+
+def _cut(x: Array, micro_batches: int) -> Array:
+  """x: [B, ...] -> [micro-batches, B / micro-batches, ...].
+
+  Rows are dealt out in turn, so that every micro-batch stays spread over the
+  data axis.
+  """
+  return jnp.swapaxes(
+    x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]), 0, 1
+  )
