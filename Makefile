@@ -10,17 +10,21 @@ BIN := $(VENV)/bin
 SOURCES := peft_jax tasks gin_configs tests benchmarks setup.py
 
 # In an activated .venv `python3` is the .venv's own, which the rebuild below
-# deletes: work with the interpreter behind it. Empty if $(PYTHON) does not run.
-BASE := $(shell $(PYTHON) -c 'import sys; print(sys._base_executable)' \
-          2>/dev/null)
-MINOR := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' \
-           2>/dev/null)
+# deletes: work with the interpreter behind it. pyenv's python3.13 runs only
+# where that version is selected, hence the second try. Empty where $(PYTHON)
+# does not run.
+BASE := $(shell ask='import sys; print(sys._base_executable)'; \
+          $(PYTHON) -c "$$ask" 2>/dev/null || \
+          PYENV_VERSION='$(patsubst python%,%,$(PYTHON))' \
+          $(PYTHON) -c "$$ask" 2>/dev/null)
+MINOR := $(shell '$(BASE)' -c \
+           'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 PINS := $(wildcard requirements/constraints-py$(subst .,,$(MINOR)).txt)
 
 # The stamp's name holds what the environment was made from: interpreter, place
 # and requirements. By content and not by date, so that changing branches back
 # and forth, or touching a file, costs nothing.
-KEY := $(shell { $(PYTHON) -VV; pwd; cat setup.py $(PINS); } 2>/dev/null \
+KEY := $(shell { '$(BASE)' -VV; pwd; cat setup.py $(PINS); } 2>/dev/null \
          | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.peft_jax-$(KEY)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet \
@@ -64,8 +68,9 @@ bench: venv ## run every script of benchmarks/
 	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
 	done
 
+# A stale build/lib would put deleted files into the wheel.
 wheel: venv ## build dist/peft_jax-*.whl
-	@rm -rf build  # A stale build/lib would put deleted files into the wheel.
+	@rm -rf build
 	@$(BIN)/python -m pip --disable-pip-version-check wheel --quiet \
 	  --no-deps --no-build-isolation --wheel-dir dist .
 	@rm -rf build
@@ -98,6 +103,5 @@ $(STAMP):
 	@rm -rf '$(VENV)' && mkdir -p '$(VENV)' && \
 	  touch '$(VENV)/.made-by-peft_jax'
 	@'$(BASE)' -m venv '$(VENV)'
-	@$(PIP) setuptools wheel
-	@$(PIP) --no-build-isolation --editable '.[test]'
+	@$(PIP) --editable '.[test]'
 	@touch '$@'

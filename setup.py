@@ -10,8 +10,8 @@ Example:
   pip install -e ".[test]" -c requirements/constraints-py313.txt
 """
 
-import ast
 import pathlib
+import re
 
 import setuptools
 
@@ -73,13 +73,14 @@ _TEST = [
 
 def read_version() -> str:
   """Reads `__version__` without importing, e.g. `"0.1.0"`."""
-  tree = ast.parse((_ROOT / "peft_jax/_version.py").read_text("utf-8"))
-  for node in tree.body:
-    if isinstance(node, ast.Assign) and node.targets[0].id == "__version__":
-      return ast.literal_eval(node.value)
-  raise ValueError(
-    'Expected a line `__version__ = "..."` in peft_jax/_version.py, found none.'
-  )
+  text = (_ROOT / "peft_jax/_version.py").read_text("utf-8")
+  found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+  if found is None:
+    raise ValueError(
+      'Expected a line `__version__ = "0.1.0"` in peft_jax/_version.py, found'
+      " none. Write the version there, in double quotes."
+    )
+  return found[1]
 
 
 def read_description() -> str:

@@ -8,6 +8,7 @@ V vocabulary. Docstrings write joined axes with a product, H*K.
 from peft_jax import networks
 from peft_jax._version import __version__
 from peft_jax.adapters import IA3, LoRA
+from peft_jax.checkpoint import load, restore, save
 from peft_jax.inject import Adapted
 from peft_jax.merge import merge
 from peft_jax.partition import join, split
@@ -20,7 +21,10 @@ __all__ = [
   "Rule",
   "__version__",
   "join",
+  "load",
   "merge",
   "networks",
+  "restore",
+  "save",
   "split",
 ]

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from peft_jax import layout
-from peft_jax.checkpoint import read_npz
+from peft_jax.checkpoint import read_npz, read_orbax
 
 FILE_NAME = "backbone.json"
 PARAMS = "params"
@@ -30,7 +30,9 @@ class BackboneError(ValueError):
   """A backbone checkpoint that is not the network's."""
 
 
-def save(directory: str | Path, params: Any, *, model: Mapping[str, Any]) -> None:
+def save(
+  directory: str | Path, params: Any, *, model: Mapping[str, Any]
+) -> None:
   """Writes a backbone directory.
 
   Args:
@@ -66,7 +68,11 @@ def save(directory: str | Path, params: Any, *, model: Mapping[str, Any]) -> Non
 
 
 def restore(
-  path: str | Path, spec: Any, *, dtype: Any = jnp.float32, shardings: Any = None
+  path: str | Path,
+  spec: Any,
+  *,
+  dtype: Any = jnp.float32,
+  shardings: Any = None,
 ) -> dict:
   """Reads a backbone for a given network; all of it or nothing.
 
@@ -86,7 +92,7 @@ def restore(
   if path.suffix == ".npz":
     tree = unflatten_dict(read_npz(path), sep="/")
   elif (path / PARAMS).is_dir():
-    tree = _read_orbax(path / PARAMS)
+    tree = unflatten_dict(read_orbax(path / PARAMS), sep="/")
   else:
     raise BackboneError(
       f"expected a backbone directory with {FILE_NAME}, or an .npz file, found"
@@ -137,7 +143,6 @@ def describe(network: Any, name: str = "") -> dict[str, Any]:
   """Returns the network's name and configuration as JSON values.
 
   Example:
-
     >>> from peft_jax import networks
     >>> describe(networks.create("tiny"), "tiny")["config"]["emb_dim"]
     128
@@ -151,18 +156,3 @@ def describe(network: Any, name: str = "") -> dict[str, Any]:
     "class": type(network).__name__,
     "config": json.loads(json.dumps(config)),
   }
-
-
-def _read_orbax(path: Path) -> dict:
-  try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(path).item_metadata
-      args = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
-      )
-      return checkpointer.restore(path, restore_args=args)
-  except Exception as error:  # tensorstore and orbax raise many kinds
-    raise BackboneError(
-      f"expected an Orbax checkpoint at {path}, found one that cannot be read"
-      f" ({str(error)[:200]}). Nothing was loaded; copy it again."
-    ) from error

@@ -20,7 +20,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, manifest as manifests
+from peft_jax import layout
+from peft_jax import manifest as manifests
 from peft_jax.inject import Adapted
 from peft_jax.manifest import Manifest
 from peft_jax.rules import Rule
@@ -80,7 +81,7 @@ def save(
     checkpointer.save(partial / ORBAX, leaves)
   text = json.dumps(manifests.to_json(manifest), indent=2, sort_keys=True)
   (partial / manifests.FILE_NAME).write_text(text + "\n")
-  verify(manifest, _read_orbax(partial), source=str(directory))
+  verify(manifest, read_orbax(partial / ORBAX), source=str(directory))
   verify(manifest, read_npz(partial / NPZ), source=str(directory))
   if directory.exists():
     directory.rmdir()
@@ -103,7 +104,7 @@ def load(directory: str | Path) -> tuple[Manifest, dict]:
   """
   directory = Path(directory).absolute()
   manifest = manifests.read(directory)
-  leaves = _read_orbax(directory)
+  leaves = read_orbax(directory / ORBAX)
   verify(manifest, leaves, source=str(directory))
   return manifest, unflatten_dict(leaves, sep="/")
 
@@ -185,7 +186,9 @@ def check_fits(leaves: Any, spec: Any, *, source: str) -> None:
       )
 
 
-def check_backbone(manifest: Manifest, fingerprint: str, *, source: str) -> None:
+def check_backbone(
+  manifest: Manifest, fingerprint: str, *, source: str
+) -> None:
   """Raises if the adapter was trained on another backbone.
 
   Raises:
@@ -216,9 +219,12 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     ) from error
 
 
-def _read_orbax(directory: Path) -> dict[str, np.ndarray]:
-  """Reads the leaves of an adapter directory as numpy arrays."""
-  path = directory / ORBAX
+def read_orbax(path: Path) -> dict[str, np.ndarray]:
+  """Reads the leaves of an Orbax checkpoint as numpy arrays.
+
+  Raises:
+    AdapterError: if it cannot be read.
+  """
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
       metadata = checkpointer.metadata(path).item_metadata

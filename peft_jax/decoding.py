@@ -93,7 +93,6 @@ def greedy(
   Stops early when every row has ended; 0 stands behind the end.
 
   Example:
-
     >>> from peft_jax import networks
     >>> network = networks.create("tiny", num_encoder_layers=1,
     ...   num_decoder_layers=1)

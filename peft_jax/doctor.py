@@ -7,7 +7,8 @@ Example:
 
 Versions come from installed metadata: nothing but JAX is imported, and JAX only
 after the versions are printed, so that a broken or hanging installation can
-still be read.
+still be read. Where even `import peft_jax` fails, run this file itself:
+`python -P peft_jax/doctor.py`; `-P` keeps its neighbours off the path.
 """
 
 import argparse
@@ -166,9 +167,7 @@ KNOWN_BAD = (
   KnownBad(
     level="error",
     applies=lambda v: (
-      below(v, "flax", "0.12.12")
-      and at_least(v, "flax", "0.12.9")
-      and below(v, "jax", "0.11.1")
+      at_least(v, "flax", "0.12.9") and below(v, "jax", "0.11.1")
     ),
     problem="flax {flax} needs jax 0.11.1 or later, found jax {jax}",
     remedy='pip install --upgrade jax   or   pip install "flax==0.12.8"',

@@ -39,7 +39,6 @@ class Adapted:
   other attributes are the network's own.
 
   Example:
-
     >>> import jax.numpy as jnp
     >>> from peft_jax import IA3, Rule, networks
     >>> network = networks.create("tiny", num_encoder_layers=1,
@@ -47,7 +46,8 @@ class Adapted:
     >>> model = Adapted(network, [Rule("kv", IA3())])
     >>> tokens = jnp.ones((1, 4), jnp.int32)
     >>> params = model.init(jax.random.key(0), tokens, tokens, tokens)["params"]
-    >>> params["encoder"]["layers_0"]["attention"]["key"]["ia3"]["scaling"].shape
+    >>> key = params["encoder"]["layers_0"]["attention"]["key"]
+    >>> key["ia3"]["scaling"].shape
     (128,)
 
   Attributes:

@@ -21,7 +21,6 @@ def layer_paths(path: str, num_layers: dict[str, int]) -> list[str]:
   """Returns the per-layer paths that a module's path stands for.
 
   Example:
-
     >>> layer_paths("encoder/layers/mlp/wo", {"encoder": 2})
     ['encoder/layers_0/mlp/wo', 'encoder/layers_1/mlp/wo']
     >>> layer_paths("decoder/logits_dense", {"decoder": 2})
@@ -42,7 +41,6 @@ def is_stacked(path: str) -> bool:
   """Whether a leaf holds all layers of a stack, axis 0.
 
   Example:
-
     >>> is_stacked("encoder/layers/mlp/wo/kernel")
     True
   """
@@ -53,7 +51,6 @@ def paths_of(path: str, rows: int) -> list[str]:
   """Returns the per-layer paths of a leaf; itself if it is not stacked.
 
   Example:
-
     >>> paths_of("encoder/layers/scale", 2)
     ['encoder/layers_0/scale', 'encoder/layers_1/scale']
   """
@@ -64,7 +61,6 @@ def is_scanned(params: Any) -> bool:
   """Whether the tree holds stacked layers.
 
   Example:
-
     >>> is_scanned({"encoder": {"layers": {"mlp": {}}}})
     True
   """
@@ -75,7 +71,6 @@ def to_layers(params: Any) -> dict:
   """Returns the tree with one module per layer; others are left as they are.
 
   Example:
-
     >>> tree = {"encoder": {"layers": {"scale": np.ones((2, 4))}}}
     >>> sorted(to_layers(tree)["encoder"])
     ['layers_0', 'layers_1']
@@ -94,7 +89,6 @@ def to_scanned(params: Any) -> dict:
   """Returns the tree with the layers of each stack stacked, axis 0.
 
   Example:
-
     >>> tree = {"encoder": {"layers_0": {"scale": np.ones(4)},
     ...   "layers_1": {"scale": np.ones(4)}}}
     >>> to_scanned(tree)["encoder"]["layers"]["scale"].shape
@@ -119,7 +113,6 @@ def like(params: Any, target: Any) -> dict:
   """Returns `params` in the view that `target` has.
 
   Example:
-
     >>> target = {"encoder": {"layers": {"scale": None}}}
     >>> tree = {"encoder": {"layers_0": {"scale": np.ones(4)}}}
     >>> like(tree, target)["encoder"]["layers"]["scale"].shape

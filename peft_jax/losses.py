@@ -18,7 +18,6 @@ def cross_entropy(
   """Returns -log p(target) per token, with T5X's z-loss.
 
   Example:
-
     >>> logits = jnp.array([[[0.0, 0.0]]])
     >>> float(cross_entropy(logits, jnp.array([[1]]))[0, 0])  # log 2
     0.6931471824645996
@@ -47,7 +46,6 @@ def language_model(
   whole batch.
 
   Example:
-
     >>> logits, targets = jnp.zeros((1, 2, 4)), jnp.array([[1, 0]])
     >>> total, tokens = language_model(logits, targets, jnp.array([[1., 0.]]))
     >>> round(float(total), 4), float(tokens)
@@ -67,7 +65,6 @@ def accuracy(logits: Array, targets: Array, weights: Array) -> Array:
   """Returns the number of real tokens whose most likely id is the target.
 
   Example:
-
     >>> logits = jnp.array([[[0.0, 1.0], [1.0, 0.0]]])
     >>> float(accuracy(logits, jnp.array([[1, 1]]), jnp.ones((1, 2))))
     1.0

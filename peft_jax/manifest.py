@@ -93,7 +93,6 @@ def leaf_to_json(leaf: Any) -> dict[str, Any]:
   """Returns shape, dtype and hash of one array.
 
   Example:
-
     >>> leaf_to_json(np.zeros(2, np.float32))["shape"]
     [2]
   """
@@ -109,7 +108,6 @@ def hyperparameters(adapter: Adapter) -> dict[str, Any]:
   """Returns an adapter's own fields.
 
   Example:
-
     >>> hyperparameters(adapters.IA3())
     {'side': 'output'}
   """
@@ -124,7 +122,6 @@ def rule_to_json(rule: Rule) -> dict[str, Any]:
   """Returns a rule as JSON values.
 
   Example:
-
     >>> rule_to_json(Rule("kv", adapters.IA3()))["method"]
     'ia3'
   """
@@ -140,7 +137,6 @@ def rule_from_json(entry: Mapping[str, Any]) -> Rule:
   """Returns the rule of a manifest's entry; the inverse of `rule_to_json`.
 
   Example:
-
     >>> rule_from_json(rule_to_json(Rule("kv", adapters.IA3()))).name
     'ia3'
 
@@ -254,7 +250,6 @@ def fingerprint(backbone: Any) -> str:
   layers.
 
   Example:
-
     >>> fingerprint({"kernel": np.zeros((2, 2))})[:8]
     'ad4ef1cf'
 
@@ -299,7 +294,6 @@ def versions() -> dict[str, str]:
   """Returns the versions of Python and of the packages that matter.
 
   Example:
-
     >>> sorted(versions())[:3]
     ['flax', 'jax', 'jaxlib']
   """

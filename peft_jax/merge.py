@@ -21,7 +21,6 @@ def merge(params: Any, model: Adapted, *, dtype: Any = None) -> dict:
   Going back is keeping the old tree: there is no unmerge.
 
   Example:
-
     >>> import numpy as np
     >>> from peft_jax import IA3, Rule
     >>> model = Adapted(None, [Rule("key", IA3())])

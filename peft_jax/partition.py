@@ -30,7 +30,6 @@ def split(params: Params, model: Adapted) -> tuple[dict, dict]:
   Every leaf is in exactly one of the two; `join` is the inverse.
 
   Example:
-
     >>> from peft_jax import IA3, Rule
     >>> model = Adapted(None, [Rule("key", IA3())])
     >>> params = {"key": {"kernel": 1, "ia3": {"scaling": 2}}}
@@ -66,7 +65,6 @@ def join(frozen: Params, adapter: Params) -> dict:
   """Returns the one tree that the network is applied to.
 
   Example:
-
     >>> join({"key": {"kernel": 1}}, {"key": {"ia3": {"scaling": 2}}})
     {'key': {'kernel': 1, 'ia3': {'scaling': 2}}}
 
@@ -89,7 +87,6 @@ def trainable_mask(params: Params, model: Adapted) -> Params:
   For trainers that hold one tree, with `optim.freeze`.
 
   Example:
-
     >>> from peft_jax import IA3, Rule
     >>> model = Adapted(None, [Rule("key", IA3())])
     >>> trainable_mask({"key": {"kernel": 1, "ia3": {"scaling": 2}}}, model)
@@ -107,7 +104,6 @@ def count(tree: Params) -> int:
   """Returns the number of parameters in a tree of arrays or shapes.
 
   Example:
-
     >>> count({"scaling": np.ones((3, 4))})
     12
   """
@@ -118,7 +114,6 @@ def nbytes(tree: Params) -> int:
   """Returns the number of bytes of a tree of arrays or shapes.
 
   Example:
-
     >>> nbytes({"scaling": np.ones((3, 4), np.float32)})
     48
   """
@@ -133,17 +128,17 @@ class RuleRow:
   """One line of the rule table.
 
   Attributes:
-    method: the adapter's class.
+    adapter: the method it places, e.g. 'LoRA'.
     pattern: the rule's pattern.
     sites: number of modules it is placed at.
-    example: path of the first.
+    example_path: path of the first.
     parameters: number of parameters it adds.
   """
 
-  method: str
+  adapter: str
   pattern: str
   sites: int
-  example: str
+  example_path: str
   parameters: int
 
 
@@ -151,11 +146,10 @@ def rule_table(adapter: Params, model: Adapted) -> list[RuleRow]:
   """Returns what each rule placed where, one row per rule.
 
   Example:
-
     >>> from peft_jax import IA3, Rule
     >>> model = Adapted(None, [Rule("key", IA3())])
     >>> [row] = rule_table({"key": {"ia3": {"scaling": np.ones(4)}}}, model)
-    >>> row.sites, row.example, row.parameters
+    >>> row.sites, row.example_path, row.parameters
     (1, 'key', 4)
 
   Args:
@@ -175,10 +169,10 @@ def rule_table(adapter: Params, model: Adapted) -> list[RuleRow]:
       placed[rule][site_path] = placed[rule].get(site_path, 0) + size
   return [
     RuleRow(
-      method=type(rule.adapter).__name__,
+      adapter=type(rule.adapter).__name__,
       pattern=rule.pattern,
       sites=len(by_site),
-      example=next(iter(by_site), ""),
+      example_path=next(iter(by_site), ""),
       parameters=sum(by_site.values()),
     )
     for rule, by_site in placed.items()
@@ -189,16 +183,21 @@ def format_rule_table(rows: list[RuleRow]) -> str:
   """Returns the rule table as aligned text.
 
   Example:
-
-    >>> row = RuleRow(method="IA3", pattern="kv", sites=2, example="key",
-    ...   parameters=8)
+    >>> row = RuleRow(adapter="IA3", pattern="kv", sites=2,
+    ...   example_path="key", parameters=8)
     >>> print(format_rule_table([row]))
-    method  pattern  sites  parameters  example
-    IA3     kv           2           8  key
+    adapter  pattern  sites  parameters  example
+    IA3      kv           2           8  key
   """
-  header = ("method", "pattern", "sites", "parameters", "example")
+  header = ("adapter", "pattern", "sites", "parameters", "example")
   cells = [header] + [
-    (r.method, r.pattern, str(r.sites), f"{r.parameters:,}", r.example)
+    (
+      r.adapter,
+      r.pattern,
+      str(r.sites),
+      f"{r.parameters:,}",
+      r.example_path,
+    )
     for r in rows
   ]
   widths = [max(len(row[i]) for row in cells) for i in range(len(header))]

@@ -28,7 +28,6 @@ class Rule:
   """Places an adapter at every module whose path matches.
 
   Example:
-
     >>> from peft_jax.adapters import LoRA
     >>> rule = Rule("qv", LoRA(rank=4))
     >>> rule.matches("encoder/layers_0/attention/query")
@@ -88,7 +87,6 @@ def flatten(rules: Iterable[Rule | Sequence]) -> tuple[Rule, ...]:
   """Returns the rules of nested lists in order; several methods compose so.
 
   Example:
-
     >>> flatten([])
     ()
 

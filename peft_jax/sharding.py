@@ -51,7 +51,6 @@ def make_mesh(
   """Returns a mesh with the axes `data` and `model`.
 
   Example:
-
     >>> make_mesh(data=1, model=1).axis_names
     ('data', 'model')
 
@@ -85,7 +84,6 @@ def use(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
   """Makes `mesh` and `rules` the ones that `constrain` resolves names with.
 
   Example:
-
     >>> with use(make_mesh(data=1, model=1)):
     ...   pass
   """
@@ -97,7 +95,6 @@ def axis_names(params_axes: Any) -> dict[str, tuple[str | None, ...]]:
   """Returns leaf path -> logical axis names from a `params_axes` collection.
 
   Example:
-
     >>> from flax.linen.partitioning import AxisMetadata
     >>> axis_names({"query": {"kernel_axes": AxisMetadata(("embed", "kv"))}})
     {'query/kernel': ('embed', 'kv')}
@@ -113,7 +110,6 @@ def spec(axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> Any:
   """Returns the `PartitionSpec` of logical `axes`; each mesh axis used once.
 
   Example:
-
     >>> spec(("embed", "mlp"))
     PartitionSpec(None, 'model')
   """

@@ -1,114 +1,68 @@
 """The quickstart's data: a multi-task mixture and a task it does not contain.
 
 All text is generated here, from small word lists, so that the quickstart needs
-no download. A sentence has a topic (six) and a mood (two). The mixture asks for
-them, and for simple string operations, in many wordings with many label words.
+no download. A sentence has a topic (four) and a mood (two). The mixture asks for
+them, and for words to be repeated, in many wordings with many label words.
 The held-out task asks for the mood in a wording and with label words that the
 mixture never pairs with it.
 """
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator
 
+import seqio
+import tensorflow as tf
+
+from peft_jax.tasks import metrics, preprocessors, vocabularies
+
 TOPICS: dict[str, tuple[str, ...]] = {
-  "food": ("soup", "bread", "pasta", "cheese", "salad", "cake", "curry", "tea"),
-  "travel": ("train", "hotel", "flight", "beach", "map", "bus", "tour", "road"),
-  "sport": ("match", "team", "goal", "coach", "race", "tennis", "swim", "ball"),
-  "music": (
-    "song",
-    "band",
-    "piano",
-    "drum",
-    "choir",
-    "tune",
-    "violin",
-    "opera",
-  ),
-  "tech": (
-    "phone",
-    "laptop",
-    "screen",
-    "robot",
-    "app",
-    "chip",
-    "printer",
-    "disk",
-  ),
-  "home": (
-    "sofa",
-    "kitchen",
-    "garden",
-    "lamp",
-    "carpet",
-    "window",
-    "roof",
-    "bed",
-  ),
+  "food": ("soup", "bread", "pasta", "cake"),
+  "travel": ("train", "hotel", "flight", "beach"),
+  "music": ("song", "piano", "choir", "drum"),
+  "home": ("sofa", "garden", "lamp", "window"),
 }
 
-MOODS: dict[str, dict[str, tuple[str, ...]]] = {
-  "positive": {
-    "adjective": (
-      "lovely", "great", "superb", "pleasant", "brilliant", "delightful",
-      "wonderful", "charming", "splendid", "fantastic", "excellent", "perfect",
-    ),
-    "verb": ("loved", "enjoyed", "adored", "praised", "admired", "cherished"),
-    "ending": (
-      "we will come back", "everyone smiled", "it made my day",
-      "what a treat", "I felt so lucky", "I want more",
-    ),
-  },
-  "negative": {
-    "adjective": (
-      "awful", "terrible", "dreadful", "nasty", "horrible", "poor",
-      "lousy", "boring", "broken", "ugly", "disgusting", "useless",
-    ),
-    "verb": ("hated", "disliked", "loathed", "cursed", "regretted", "dreaded"),
-    "ending": (
-      "never again", "everyone frowned", "it ruined my day",
-      "what a waste", "I felt so cheated", "I want a refund",
-    ),
-  },
-}  # fmt: skip
+MOODS: dict[str, tuple[str, ...]] = {
+  "positive": ("lovely", "great", "superb", "perfect"),
+  "negative": ("awful", "nasty", "dreadful", "horrible"),
+}
+
+_NAMES: tuple[str, ...] = (
+  "Ann", "Ben", "Eva", "Ian", "Kim", "Leo", "Mia", "Ned", "Pia", "Tom",
+)  # fmt: skip
+_DAYS: tuple[str, ...] = ("Monday", "Tuesday", "Friday", "Sunday")
 
 _FRAMES: tuple[str, ...] = (
   "the {noun} was {adjective}",
-  "I {verb} the {noun}",
-  "that {noun} is {adjective} and {adjective2}",
-  "we {verb} this {adjective} {noun}",
-  "my friend {verb} the {noun}, {ending}",
-  "the {noun} and the {noun2} were {adjective}",
-  "{ending}, the {noun} was {adjective}",
-  "a {adjective} {noun}, {ending}",
+  "{name} had a {adjective} {noun}",
+  "on {day} the {noun} was {adjective}",
+  "{name} said: {adjective} {noun}",
+  "a {adjective} {noun} for {name}",
+  "{day}, {name}, {noun}: {adjective}",
 )
 
 # Wording -> label words, per property of the sentence.
 _MOOD_PROMPTS: dict[str, tuple[str, str]] = {
-  "sentiment: {s}": ("positive", "negative"),
-  "review: {s}. Good or bad?": ("good", "bad"),
-  "{s}. Did they like it?": ("yes", "no"),
-  "How does the writer feel? {s}": ("happy", "sad"),
-  "mood: {s}": ("up", "down"),
-  "{s}. stars:": ("five", "one"),
-  "Is this praise? {s}": ("true", "false"),
-  "{s} -> thumbs": ("thumbs up", "thumbs down"),
-  "attitude of: {s}": ("warm", "cold"),
-  "score this: {s}": ("plus", "minus"),
-  "verdict on: {s}": ("pass", "fail"),
-  "{s}. The face:": ("smile", "frown"),
+  "mood: {s}": ("positive", "negative"),
+  "rate: {s}": ("good", "bad"),
+  "{s}. liked?": ("yes", "no"),
+  "feels {s}": ("happy", "sad"),
+  "up? {s}": ("up", "down"),
+  "{s}. stars": ("five", "one"),
+  "praise? {s}": ("true", "false"),
+  "{s}. verdict": ("pass", "fail"),
 }
 _TOPIC_PROMPTS: dict[str, tuple[str, ...]] = {
-  "topic: {s}": ("food", "travel", "sport", "music", "tech", "home"),
-  "{s}. What is it about?": (
-    "eating", "moving", "playing", "hearing", "machines", "living",
-  ),
-  "desk for: {s}": ("cook", "guide", "coach", "artist", "engineer", "owner"),
-}  # fmt: skip
+  "topic: {s}": ("food", "travel", "music", "home"),
+  "{s}. about": ("eating", "moving", "hearing", "living"),
+}
 
 # The held-out task: wording and label words are in no task of the mixture.
-HELD_OUT_PROMPT = "Would you tell a friend to go? {s}"
+HELD_OUT_PROMPT = "go there? {s}"
 HELD_OUT_LABELS = ("recommend", "avoid")
 
 
@@ -125,21 +79,15 @@ def make_sentence(rng: random.Random) -> Sentence:
   """Draws a sentence.
 
   Example:
-
     >>> make_sentence(random.Random(0)).mood in MOODS
     True
   """
   topic, mood = rng.choice(list(TOPICS)), rng.choice(list(MOODS))
-  words = MOODS[mood]
-  noun, noun2 = rng.sample(TOPICS[topic], 2)
-  adjective, adjective2 = rng.sample(words["adjective"], 2)
   text = rng.choice(_FRAMES).format(
-    noun=noun,
-    noun2=noun2,
-    adjective=adjective,
-    adjective2=adjective2,
-    verb=rng.choice(words["verb"]),
-    ending=rng.choice(words["ending"]),
+    noun=rng.choice(TOPICS[topic]),
+    adjective=rng.choice(MOODS[mood]),
+    name=rng.choice(_NAMES),
+    day=rng.choice(_DAYS),
   )
   return Sentence(text=text, topic=topic, mood=mood)
 
@@ -161,38 +109,21 @@ def _ask_topic(rng: random.Random, sentence: Sentence) -> tuple[str, str]:
   return prompt.format(s=sentence.text), label
 
 
-def _ask_about(rng: random.Random, sentence: Sentence) -> tuple[str, str]:
-  topic = sentence.topic if rng.random() < 0.5 else rng.choice(list(TOPICS))
-  answer = "yes" if topic == sentence.topic else "no"
-  return f"Is this about {topic}? {sentence.text}", answer
-
-
 def _repeat(rng: random.Random, sentence: Sentence) -> tuple[str, str]:
-  words = sentence.text.replace(",", "").split()
-  word = rng.choice([*words, *_ALL_LABELS])
+  del sentence
+  word = rng.choice(_SPELLED)
   return f"repeat: {word}", word
-
-
-def _last_word(rng: random.Random, sentence: Sentence) -> tuple[str, str]:
-  return f"last word: {sentence.text}", sentence.text.split()[-1]
-
-
-def _first_word(rng: random.Random, sentence: Sentence) -> tuple[str, str]:
-  return f"first word: {sentence.text}", sentence.text.split()[0]
 
 
 # Task -> its weight in the mixture.
 _MIXTURE: dict[Callable[[random.Random, Sentence], tuple[str, str]], int] = {
   _ask_mood: 6,
-  _ask_topic: 3,
-  _ask_about: 1,
+  _ask_topic: 2,
   _repeat: 1,
-  _last_word: 1,
-  _first_word: 1,
 }
 
 # Words that `repeat` teaches to spell; the held-out labels are among them.
-_ALL_LABELS: tuple[str, ...] = (
+_SPELLED: tuple[str, ...] = (
   *HELD_OUT_LABELS,
   "approve", "reject", "accept", "decline", "return", "arrive", "remember",
   "awake", "record", "avenue", "receive", "average",
@@ -203,7 +134,6 @@ def mixture_examples(seed: int) -> Iterator[dict[str, str]]:
   """Yields the mixture's examples without end, none of them reserved.
 
   Example:
-
     >>> sorted(next(mixture_examples(0)))
     ['inputs', 'targets']
   """
@@ -221,7 +151,6 @@ def held_out_examples(seed: int, number: int) -> list[dict[str, str]]:
   """Returns distinct examples of the held-out task, its labels in turn.
 
   Example:
-
     >>> [row["targets"] for row in held_out_examples(0, 2)]
     ['recommend', 'avoid']
   """
@@ -237,3 +166,53 @@ def held_out_examples(seed: int, number: int) -> list[dict[str, str]]:
         {"inputs": HELD_OUT_PROMPT.format(s=sentence.text), "targets": label},
       )
   return list(rows.values())
+
+
+TASK = "quickstart"
+MIXTURE = "quickstart_mixture"
+
+# Rows of the held-out task; training uses the first 32 of `train`.
+_NUM_TRAIN, _NUM_VALIDATION = 128, 1000
+
+
+def _rows(split: str) -> list[dict[str, str]]:
+  """Returns the held-out task's rows; no text is in both splits."""
+  rows = held_out_examples(seed=1, number=_NUM_TRAIN + _NUM_VALIDATION)
+  return rows[:_NUM_TRAIN] if split == "train" else rows[_NUM_TRAIN:]
+
+
+def _mixture_rows(split: str) -> list[dict[str, str]]:
+  seed = 0 if split == "train" else 1
+  return list(itertools.islice(mixture_examples(seed), 2000))
+
+
+def register() -> None:
+  """Registers the held-out task and a sample of the mixture with SeqIO."""
+  for name, rows in ((TASK, _rows), (MIXTURE, _mixture_rows)):
+    seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add(
+      name,
+      source=seqio.FunctionDataSource(
+        functools.partial(_dataset, rows=rows),
+        splits=("train", "validation"),
+      ),
+      preprocessors=preprocessors.to_tokens(cacheable=False),
+      output_features=vocabularies.text_features(vocabularies.load("bytes")),
+      metric_fns=[metrics.accuracy],
+    )
+
+
+def _dataset(
+  split: str,
+  shuffle_files: bool = False,
+  seed: int | None = None,
+  *,
+  rows: Callable[[str], list[dict[str, str]]],
+) -> tf.data.Dataset:
+  del shuffle_files, seed
+  found = rows(split)
+  columns = {key: [row[key] for row in found] for key in found[0]}
+  return tf.data.Dataset.from_tensor_slices(columns)
+
+
+register()

@@ -24,7 +24,6 @@ class Site:
   """The shape of the module that an adapter is placed at.
 
   Example:
-
     >>> site = Site(inputs=(512,), outputs=(6, 64),
     ...   input_axis="embed", output_axis="joined_kv")
     >>> site.output_size

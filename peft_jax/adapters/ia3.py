@@ -17,7 +17,6 @@ class IA3(Adapter):
   `wo`, all of them ones at the start (arXiv 2205.05638, section 3.3).
 
   Example:
-
     >>> from peft_jax import Rule
     >>> rules = [
     ...   Rule(".*attention/(key|value)", IA3()),

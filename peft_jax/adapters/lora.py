@@ -50,7 +50,6 @@ class LoRA(Adapter):
   training.
 
   Example:
-
     >>> from peft_jax import Rule
     >>> rule = Rule(".*attention/(query|value)", LoRA(rank=8, alpha=16))
     >>> rule.adapter.scaling
@@ -103,7 +102,7 @@ class LoRA(Adapter):
 
   @property
   def scaling(self) -> float:
-    """alpha / R, or alpha / sqrt(R) when rank-stabilised."""
+    """Alpha / R, or alpha / sqrt(R) when rank-stabilised."""
     alpha = self.rank if self.alpha is None else self.alpha
     return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 

@@ -108,7 +108,11 @@ class LayerNorm(nn.Module):
     x = x.astype(jnp.float32)
     variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     scale = sharding.param_with_axes(
-      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32, axes=("embed",)
+      "scale",
+      nn.initializers.ones,
+      (x.shape[-1],),
+      jnp.float32,
+      axes=("embed",),
     )
     normed = (x * lax.rsqrt(variance + self.epsilon)).astype(self.dtype)
     return normed * jnp.expand_dims(
@@ -160,7 +164,6 @@ def activation_function(name: str) -> Callable[[Array], Array]:
   """Returns the activation of that name; `linear` is the identity.
 
   Example:
-
     >>> float(activation_function("linear")(jnp.float32(2.0)))
     2.0
 
@@ -295,7 +298,7 @@ class Attention(nn.Module):
     bias: Array | None,
     deterministic: bool,
   ) -> Array:
-    """query [B, T, H, K]; key, value [B, S, H, K] -> [B, T, H, K]."""
+    """Query [B, T, H, K]; key, value [B, S, H, K] -> [B, T, H, K]."""
     logits = jnp.einsum(
       "bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32
     )
@@ -368,7 +371,6 @@ def relative_position_buckets(
   logarithmically up to `max_distance` (arXiv 1910.10683, section 2.1).
 
   Example:
-
     >>> distance = np.array([0, -1, -200, 1])
     >>> relative_position_buckets(distance, bidirectional=True).tolist()
     [0, 1, 15, 17]
@@ -406,7 +408,6 @@ def attention_mask(
   """Returns the mask [B, 1, T, S] of `compare` over all pairs.
 
   Example:
-
     >>> attention_mask(jnp.array([[True]]), jnp.array([[True, False]])).tolist()
     [[[[True, False]]]]
 

@@ -28,7 +28,6 @@ class T5Config:
   """Sizes and options of a T5 network; field names as in T5X.
 
   Example:
-
     >>> T5Config(vocab_size=32128, emb_dim=768, num_heads=12).head_dim
     64
 
@@ -323,7 +322,6 @@ class T5(nn.Module):
   """A T5 encoder-decoder.
 
   Example:
-
     >>> network = T5(T5Config(vocab_size=384, emb_dim=64, num_heads=2,
     ...   mlp_dim=128, num_encoder_layers=2, num_decoder_layers=2))
     >>> tokens = jnp.ones((1, 4), jnp.int32)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import gin
 import optax
@@ -61,6 +60,7 @@ class Config:
     keep: number of latest checkpoints kept, the best one besides.
     log_period: steps between records of the log.
     model_parallel: devices that share one copy of the model.
+    answer_choices: the only targets that files of your own may have.
     allow_cut_targets: trains although targets are longer than allowed.
   """
 
@@ -98,6 +98,7 @@ class Config:
   log_period: int = 10
   model_parallel: int = 1
   allow_cut_targets: bool = False
+  answer_choices: Sequence[str] = ()
 
   def __post_init__(self) -> None:
     for name in (
@@ -111,9 +112,7 @@ class Config:
       "model_parallel",
     ):
       if getattr(self, name) < 1:
-        raise ConfigError(
-          f"expected {name} >= 1, found {getattr(self, name)}."
-        )
+        raise ConfigError(f"expected {name} >= 1, found {getattr(self, name)}.")
     if not self.model_dir:
       raise ConfigError(
         "expected a folder for the run, found none. Pass --model_dir DIR or"
@@ -124,6 +123,17 @@ class Config:
         "expected task_feature_lengths for inputs and targets, found"
         f" {dict(self.task_feature_lengths)}."
       )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapters:
+  """The rules alone, for what needs no run.
+
+  Attributes:
+    rules: rules, or lists of rules.
+  """
+
+  rules: Sequence[Rule | Sequence]
 
 
 # Settings that may change when a run is resumed: they do not change training.
@@ -163,7 +173,6 @@ def names_of(kind: str) -> list[str]:
   """Returns the names of the gin files of one kind.
 
   Example:
-
     >>> "lora" in names_of("adapters")
     True
 
@@ -209,6 +218,23 @@ def resolve(
   )
 
 
+def read_adapters(gin_file: str) -> Sequence[Rule | Sequence]:
+  """Returns the rules of one adapter file.
+
+  Example:
+    >>> len(read_adapters("adapters/ia3.gin"))
+    2
+  """
+  gin.clear_config()
+  gin.parse_config_file(str(find_file(gin_file, [gin_directory()])))
+  gin.parse_config(
+    "from __gin__ import dynamic_registration\n"
+    "from peft_jax.train import config\n"
+    "config.Adapters.rules = %ADAPTERS\n"
+  )
+  return gin.get_configurable(Adapters)().rules
+
+
 def find_file(name: str, folders: Sequence[Path]) -> Path:
   """Returns the first file of that name in the folders.
 
@@ -240,9 +266,7 @@ def _check_macros() -> None:
       "MIXTURE_OR_TASK_NAME": "--task NAME",
       "MODEL_DIR": "--model_dir DIR",
     }
-    ways = "; ".join(
-      hints.get(name, f"--gin.{name}=value") for name in unbound
-    )
+    ways = "; ".join(hints.get(name, f"--gin.{name}=value") for name in unbound)
     raise ConfigError(
       f"expected a value for every macro, found none for {', '.join(unbound)}."
       f" Pass {ways}."
@@ -270,11 +294,12 @@ def _settings() -> dict[str, str]:
   settings: dict[str, str] = {}
   # config_str breaks long values over lines that are indented or follow a '\'.
   text = re.sub(r"(?m)^#.*\n?", "", gin.config_str())
-  logical = re.sub(r"\\\n\s*", "", text)
-  logical = re.sub(r"\n\s+", " ", logical)
+  logical = re.sub(r"\\\n[ \t]*", "", text)
+  logical = re.sub(r"\n[ \t]+", " ", logical)
   logical = re.sub(r"\n([\]\)\}])", r" \1", logical)
   for line in logical.splitlines():
     match = re.match(r"([\w/.]+) = (.+)", line)
-    if match:
+    # What only passes a macro on says nothing new.
+    if match and not match[2].startswith("%"):
       settings[match[1]] = match[2].strip()
   return settings

@@ -18,6 +18,7 @@ from typing import Any
 
 from etils import epath
 
+from peft_jax.partition import RuleRow
 from peft_jax.train import progress
 
 REPORT_NAME = "report.html"
@@ -32,25 +33,6 @@ _SHOWN_CURVES = 12
 _SHOWN_EXAMPLES = 50
 _LONG_TEXT = 360
 _UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RuleRow:
-  """One line of the rule table: what a rule put where.
-
-  Attributes:
-    pattern: the rule's regular expression over module paths.
-    adapter: the method it places, for example ``"LoRA(rank=8)"``.
-    sites: how many modules it matched.
-    example_path: one of them.
-    parameters: the trained parameters of all of them together.
-  """
-
-  pattern: str
-  adapter: str
-  sites: int
-  example_path: str
-  parameters: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,6 @@ def network_inputs(batch: Batch) -> dict[str, Array]:
   """Returns the entries of a batch that the network takes.
 
   Example:
-
     >>> network_inputs({"decoder_loss_weights": None})
     {}
   """
@@ -82,7 +81,8 @@ def make_train_step(
 
   Returns:
     metrics: `loss`, `accuracy` (share of right tokens), `tokens`,
-    `gradient_norm`; float32 scalars on the device.
+    `gradient_norm`, float32 scalars on the device, and `unreached`, one bool
+    per leaf of the adapter: whether its gradient is zero everywhere.
   """
 
   def total_loss(
@@ -134,6 +134,7 @@ def make_train_step(
       "accuracy": right / real,
       "tokens": tokens,
       "gradient_norm": optax.global_norm(grads),
+      "unreached": jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(grads)]),
     }
     return TrainState(state.step + 1, adapter, opt_state, state.rng), metrics
 

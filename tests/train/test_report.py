@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from peft_jax.partition import RuleRow
 from peft_jax.train import report as report_lib
 
 VOID = {"meta", "br", "wbr"}
@@ -60,7 +61,7 @@ def full_report(**changes):
     title="RTE on T5 small",
     method="(IA)3",
     rules=[
-      report_lib.RuleRow(
+      RuleRow(
         pattern=r".*attention/(key|value)",
         adapter="IA3()",
         sites=48,
@@ -149,7 +150,7 @@ def test_everything_is_escaped(tmp_path):
       title=evil,
       method=evil,
       rules=[
-        report_lib.RuleRow(
+        RuleRow(
           pattern=evil, adapter=evil, sites=1, example_path=evil, parameters=1
         )
       ],

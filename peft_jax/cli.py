@@ -1,0 +1,377 @@
+"""The command line: peft-jax train | eval | infer | export | merge | ..."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from peft_jax import adapters, networks
+
+_EPILOG = """\
+settings: --gin_file FILE, --gin.NAME=value and --gin_search_paths A,B as in
+T5X; values are Python literals: --gin.TRAIN_STEPS=200. Short names stand for
+files of the package: --model tiny is --gin_file=models/tiny.gin.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns its exit status.
+
+  Example:
+    >>> main(["list", "methods"])
+    ia3
+    lora
+    0
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv[:1] == ["doctor"]:
+    from peft_jax import doctor
+
+    return doctor.main(argv[1:])
+  bindings = [a[len("--gin.") :] for a in argv if a.startswith("--gin.")]
+  rest = [a for a in argv if not a.startswith("--gin.")]
+  args = _parser().parse_args(rest)
+  args.bindings = bindings
+  try:
+    return args.run(args) or 0
+  except (ValueError, FloatingPointError) as error:
+    # Ours are all ValueErrors whose text says what to do.
+    if os.environ.get("PEFT_JAX_TRACEBACK"):
+      raise
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog="peft-jax",
+    description="Parameter-efficient fine-tuning in JAX.",
+    epilog="PEFT_JAX_TRACEBACK=1 shows where an error was raised.",
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+
+  def add(
+    name: str, run: Callable[[Any], int | None], text: str
+  ) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+      name,
+      help=text,
+      description=text[0].upper() + text[1:] + ".",
+      epilog=_EPILOG,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--gin_search_paths", default="", metavar="A,B")
+    return command
+
+  train = add("train", _train, "train an adapter; the same command resumes it")
+  _add_run_arguments(train)
+  train.add_argument("--require", choices=["tpu", "gpu", "cpu"])
+  train.add_argument("--coordinator_address", metavar="HOST:PORT")
+  train.add_argument("--num_processes", type=int)
+  train.add_argument("--process_id", type=int)
+
+  check = add("check", _check, "resolve a configuration without training")
+  _add_run_arguments(check)
+
+  evaluate = add("eval", _eval, "evaluate a trained adapter on its task")
+  evaluate.add_argument("adapter", help="a run or an exported adapter")
+  evaluate.add_argument("--output", metavar="FILE", help="predictions, JSONL")
+
+  infer = add("infer", _infer, "answer JSON-lines rows with an adapter")
+  infer.add_argument("adapter", help="a run or an exported adapter")
+  infer.add_argument("--input", required=True, help='rows {"inputs": "..."}')
+  infer.add_argument("--output", required=True, help="rows with prediction")
+
+  export = add("export", _export, "write an adapter as Orbax, numpy, manifest")
+  export.add_argument("adapter", help="a run")
+  export.add_argument("--to", required=True, metavar="DIR")
+  export.add_argument("--step", type=int, help="default: the last")
+  export.add_argument("--format", choices=["orbax"], default="orbax")
+
+  merge = add("merge", _merge, "fold an adapter into a full backbone")
+  merge.add_argument("adapter", help="a run or an exported adapter")
+  merge.add_argument("--to", required=True, metavar="DIR")
+  merge.add_argument("--dtype", choices=["float32", "bfloat16"])
+
+  listing = add("list", _list, "list methods, models, recipes or tasks")
+  listing.add_argument("what", nargs="?", choices=sorted(_LISTS))
+  listing.add_argument("--model", help="count parameters of this model")
+  listing.add_argument("--adapter", help="and of this method")
+  listing.add_argument("--json", action="store_true")
+
+  quickstart = add("quickstart", _quickstart, "adapt the model that ships")
+  quickstart.add_argument("--model_dir", default="runs/quickstart")
+
+  doctor = commands.add_parser(
+    "doctor", help="versions, devices, known trouble"
+  )
+  del doctor  # dispatched in main
+  return parser
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument("--gin_file", action="append", default=[])
+  command.add_argument("--model", metavar="NAME", help="peft-jax list models")
+  command.add_argument(
+    "--adapter", metavar="NAME", help="peft-jax list methods"
+  )
+  command.add_argument("--recipe", metavar="NAME", help="peft-jax list recipes")
+  command.add_argument("--task", metavar="NAME", help="peft-jax list tasks")
+  command.add_argument("--backbone", metavar="DIR", help="or: random")
+  command.add_argument("--data_dir", metavar="DIR", help="local files")
+  command.add_argument("--vocabulary", metavar="FILE", help="or: t5, bytes")
+  command.add_argument("--model_dir", metavar="DIR", help="the run's folder")
+  command.add_argument("--warm_start", metavar="DIR", help="take weights from")
+
+
+def _resolve(args: Any) -> Any:
+  """Turns short names into gin files and bindings, and resolves them."""
+  from peft_jax.train import config
+
+  files: list[str] = []
+  bindings: list[str] = []
+  if args.recipe:
+    files.append(_named("recipes", args.recipe))
+  elif not any("runs/" in name for name in args.gin_file):
+    files.append("runs/train.gin")
+  if args.model:
+    if args.model in config.names_of("models"):
+      files.append(f"models/{args.model}.gin")
+    else:
+      networks.create(args.model)  # raises for an unknown name
+      files.append("models/t5.gin")
+      bindings.append(f"MODEL_NAME = {args.model!r}")
+  if args.adapter:
+    files.append(_named("adapters", args.adapter))
+  files += args.gin_file
+  macros = {
+    "MIXTURE_OR_TASK_NAME": args.task,
+    "BACKBONE": args.backbone,
+    "DATA_DIR": args.data_dir,
+    "VOCABULARY": args.vocabulary,
+    "MODEL_DIR": args.model_dir or _default_model_dir(args),
+    "WARM_START": args.warm_start,
+  }
+  bindings += [f"{name} = {v!r}" for name, v in macros.items() if v]
+  return config.resolve(files, [*bindings, *args.bindings], _search_paths(args))
+
+
+def _named(kind: str, name: str) -> str:
+  from peft_jax.train import config
+
+  known = config.names_of(kind)
+  if name not in known:
+    raise config.ConfigError(
+      f"expected one of the {kind} {known}, found {name!r}. For a file of your"
+      " own use --gin_file."
+    )
+  return f"{kind}/{name}.gin"
+
+
+def _default_model_dir(args: Any) -> str:
+  names = [args.recipe, args.task, args.model, args.adapter]
+  known = [name for name in names if name]
+  return os.path.join("runs", "-".join(known)) if known else ""
+
+
+def _search_paths(args: Any) -> list[str]:
+  return [path for path in args.gin_search_paths.split(",") if path]
+
+
+def _train(args: Any) -> None:
+  if args.num_processes:
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+      args.coordinator_address, args.num_processes, args.process_id
+    )
+  if args.require:
+    from peft_jax import doctor
+
+    doctor.require_platform(args.require)
+  from peft_jax.train import loop
+
+  resolved = _resolve(args)
+  summary = loop.train(resolved)
+  for task, metrics in summary.adapted_metrics.items():
+    before = summary.frozen_metrics.get(task, {})
+    for name, value in metrics.items():
+      start = f" (frozen {before[name]:.2f})" if name in before else ""
+      loop.note(f"{task} {name} {value:.2f}{start}")
+  loop.note(f"report: {resolved.config.model_dir}/report.html")
+
+
+def _check(args: Any) -> None:
+  from peft_jax import partition, sharding
+  from peft_jax.inject import Adapted
+  from peft_jax.train import data, run_dir
+  from peft_jax.train.setup import shapes_of
+
+  resolved = _resolve(args)
+  config = resolved.config
+  model = Adapted(config.network, config.adapters)
+  params = shapes_of(model)["params"]
+  frozen, adapter = partition.split(params, model)
+  print(partition.format_rule_table(partition.rule_table(adapter, model)))
+  trained, total = partition.count(adapter), partition.count(frozen)
+  print(
+    f"trained {trained:,} of {trained + total:,} parameters"
+    f" ({100 * trained / (trained + total):.3f} %)"
+  )
+  mesh = sharding.make_mesh(model=config.model_parallel)
+  sharding.check_batch(
+    config.batch_size, mesh=mesh, micro_batches=config.micro_batches
+  )
+  resuming = run_dir.check(resolved)
+  print(f"{config.model_dir}: {'resumes' if resuming else 'a new run'}")
+  task = data.get_task(config)
+  found = data.measure_lengths(task, config.task_feature_lengths)
+  for name, allowed in config.task_feature_lengths.items():
+    print(
+      f"{task.name} {name}: longest {found.longest[name]} tokens of {allowed}"
+      f" allowed, {found.cut[name]} of {found.examples} examples cut"
+      f" ({100 * found.cut[name] / max(1, found.examples):.1f} %)"
+    )
+  if not config.allow_cut_targets:
+    data.check_targets(task, config.task_feature_lengths)
+  if not config.backbone:
+    raise ValueError("expected a backbone, found none. Pass --backbone DIR.")
+  print("ok")
+
+
+def _eval(args: Any) -> None:
+  from peft_jax.train import opened
+
+  found = opened.open_adapter(
+    args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
+  )
+  evaluations = opened.evaluate_task(found)
+  print(json.dumps({e.task: dict(e.metrics) for e in evaluations}, indent=2))
+  if args.output:
+    rows = [
+      {"task": e.task, "input": i, "target": t, "prediction": p}
+      for e in evaluations
+      for i, t, p in zip(e.inputs, e.targets, e.predictions, strict=True)
+    ]
+    _write_rows(args.output, rows)
+
+
+def _infer(args: Any) -> None:
+  from peft_jax.train import opened
+
+  rows = opened.read_inputs(args.input)
+  found = opened.open_adapter(
+    args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
+  )
+  _write_rows(args.output, opened.infer(found, rows))
+
+
+def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:
+  lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
+  Path(path).write_text("\n".join(lines) + "\n")
+
+
+def _export(args: Any) -> None:
+  from peft_jax import checkpoint
+  from peft_jax import manifest as manifests
+  from peft_jax.train import checkpoints
+
+  found, leaves = checkpoints.read(args.adapter, step=args.step)
+  checkpoint.save(
+    args.to,
+    leaves,
+    [manifests.rule_from_json(rule) for rule in found.rules],
+    model=found.model,
+    backbone=found.backbone,
+    training=found.training,
+  )
+  size = sum(p.stat().st_size for p in Path(args.to).rglob("*") if p.is_file())
+  print(f"{args.to}: {len(found.leaves)} leaves, {size:,} bytes on disk")
+
+
+def _merge(args: Any) -> None:
+  from peft_jax import backbone, merge
+  from peft_jax.train import opened
+
+  found = opened.open_adapter(
+    args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
+  )
+  merged = merge.merge(found.params, found.model, dtype=args.dtype)
+  backbone.save(args.to, merged, model=found.manifest.model)
+  print(f"{args.to}: backbone with the adapter folded in")
+
+
+def _list_tasks() -> list[str]:
+  import seqio
+
+  from peft_jax.tasks import prepare
+
+  del prepare
+  return sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+
+
+def _list_recipes() -> list[str]:
+  from peft_jax.train import config
+
+  return config.names_of("recipes")
+
+
+_LISTS: dict[str, Callable[[], Sequence[str]]] = {
+  "methods": lambda: sorted(adapters.METHODS),
+  "models": lambda: list(networks.CONFIGS),
+  "recipes": _list_recipes,
+  "tasks": _list_tasks,
+}
+
+
+def _list(args: Any) -> None:
+  if args.model and args.adapter:
+    counts = _count(args.model, args.adapter)
+    if args.json:
+      print(json.dumps(counts))
+    else:
+      for name, value in counts.items():
+        print(f"{name:22} {value:,}")
+    return
+  for what in [args.what] if args.what else _LISTS:
+    names = list(_LISTS[what]())
+    if args.json:
+      print(json.dumps({what: names}))
+    elif args.what:
+      print("\n".join(names))
+    else:
+      print(f"{what}: {', '.join(names)}")
+
+
+def _count(model_name: str, adapter_name: str) -> dict[str, int | float]:
+  """Counts parameters from shapes alone; allocates nothing."""
+  from peft_jax import partition
+  from peft_jax.inject import Adapted
+  from peft_jax.train import config
+  from peft_jax.train.setup import shapes_of
+
+  rules = config.read_adapters(_named("adapters", adapter_name))
+  model = Adapted(networks.create(model_name), rules)
+  frozen, adapter = partition.split(shapes_of(model)["params"], model)
+  trained, backbone = partition.count(adapter), partition.count(frozen)
+  return {
+    "trained_parameters": trained,
+    "backbone_parameters": backbone,
+    "share": trained / (trained + backbone),
+    "adapter_bytes": partition.nbytes(adapter),
+  }
+
+
+def _quickstart(args: Any) -> int:
+  from peft_jax.train import quickstart
+
+  return quickstart.run(args.model_dir, args.bindings)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

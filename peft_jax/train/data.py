@@ -1,0 +1,271 @@
+"""From a SeqIO task to batches on the devices.
+
+Every process reads the same stream and keeps its own rows of each batch. The
+batches are therefore the same whatever the number of processes, and a resumed
+run goes on exactly where it stopped.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import seqio
+from jax.sharding import NamedSharding
+
+from peft_jax.tasks import prepare
+from peft_jax.tasks.sources import DataError
+from peft_jax.train.config import Config, ConfigError
+
+Task = seqio.Task | seqio.Mixture
+
+# Examples that the checks before training look at.
+_CHECKED = 1000
+
+
+def get_task(config: Config) -> Task:
+  """Returns the run's task or mixture, registered.
+
+  Raises:
+    DataError: if the task or its files are not as expected.
+  """
+  return prepare.prepare(
+    config.task,
+    vocabulary=config.vocabulary,
+    data_dir=config.data_dir,
+    answer_choices=config.answer_choices,
+  )
+
+
+def check_vocabulary(task: Task, rows: int) -> None:
+  """Raises if the vocabulary has ids that the embedding table has not.
+
+  Args:
+    task: a SeqIO task or mixture.
+    rows: rows of the network's embedding table.
+
+  Raises:
+    ConfigError: with both sizes.
+  """
+  for name, feature in task.output_features.items():
+    size = feature.vocabulary.vocab_size
+    if size > rows:
+      raise ConfigError(
+        f"expected a network with at least {size} embeddings, the size of the"
+        f" vocabulary of {name!r} in {task.name!r}, found {rows}. Use the"
+        " model's own vocabulary (--vocabulary), or a model with more rows"
+        f" (--gin.networks.create.vocab_size={-(-size // 128) * 128})."
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
+  """How long a task's examples are, and how many do not fit.
+
+  Attributes:
+    examples: number of examples looked at.
+    longest: feature -> tokens of the longest example.
+    cut: feature -> number of examples longer than allowed.
+  """
+
+  examples: int
+  longest: Mapping[str, int]
+  cut: Mapping[str, int]
+
+
+def measure_lengths(
+  task: Task, lengths: Mapping[str, int], *, split: str = "train"
+) -> Lengths:
+  """Returns how many of the first examples are longer than allowed.
+
+  Args:
+    task: a SeqIO task or mixture.
+    lengths: feature -> tokens allowed, EOS included.
+    split: the split to look at.
+  """
+  longest, cut = dict.fromkeys(lengths, 0), dict.fromkeys(lengths, 0)
+  examples = 0
+  for part in _tasks(task):
+    dataset = part.get_dataset(None, split, shuffle=False).take(_CHECKED)
+    for example in dataset.as_numpy_iterator():
+      examples += 1
+      for name, allowed in lengths.items():
+        length = len(example[name])
+        longest[name] = max(longest[name], length)
+        cut[name] += length > allowed
+  return Lengths(examples=examples, longest=longest, cut=cut)
+
+
+def check_targets(
+  task: Task, lengths: Mapping[str, int], *, split: str = "train"
+) -> Lengths:
+  """Raises if a target does not fit: its answer would silently be cut.
+
+  Raises:
+    DataError: with the length that is needed.
+  """
+  found = measure_lengths(task, lengths, split=split)
+  if found.cut["targets"]:
+    raise DataError(
+      f"expected targets of at most {lengths['targets']} tokens in task"
+      f" {task.name!r}, found {found.cut['targets']} of {found.examples} longer"
+      f" (longest {found.longest['targets']}). Set"
+      f" TASK_FEATURE_LENGTHS['targets'] to {found.longest['targets']}, or"
+      " ALLOW_CUT_TARGETS = True."
+    )
+  return found
+
+
+def train_batches(
+  task: Task,
+  *,
+  lengths: Mapping[str, int],
+  batch_size: int,
+  seed: int,
+  max_examples: int = 0,
+  start_step: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields this process's rows of every training batch, without end.
+
+  Args:
+    task: a SeqIO task or mixture.
+    lengths: feature -> tokens.
+    batch_size: B, over all processes.
+    seed: of the shuffling.
+    max_examples: uses only the first so many examples; 0: all.
+    start_step: batches that an earlier run has already used.
+
+  Raises:
+    DataError: if the split is empty.
+  """
+  if max_examples and isinstance(task, seqio.Mixture):
+    raise DataError(
+      "expected a single task with MAX_TRAIN_EXAMPLES, found the mixture"
+      f" {task.name!r}. Limit its tasks instead."
+    )
+  features = dict(lengths)
+  if max_examples:
+    dataset = task.get_dataset(features, "train", shuffle=False, seed=seed)
+    dataset = dataset.take(max_examples).cache()
+    dataset = dataset.shuffle(max_examples, seed=seed).repeat()
+  else:
+    dataset = task.get_dataset(
+      features, "train", shuffle=True, num_epochs=None, seed=seed
+    )
+  dataset = _converter()(dataset, features)
+  dataset = dataset.skip(start_step * batch_size).batch(
+    batch_size, drop_remainder=True
+  )
+  options = _deterministic(dataset)
+  rows = _own_rows(batch_size)
+  for batch in options.prefetch(2).as_numpy_iterator():
+    yield {name: value[rows] for name, value in batch.items()}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSet:
+  """The examples of one task that is evaluated, in order.
+
+  Attributes:
+    task: the task.
+    examples: the raw examples, for post-processing.
+    features: feature -> [N, T] ids, cut and padded.
+  """
+
+  task: seqio.Task
+  examples: list[Mapping[str, Any]]
+  features: Mapping[str, np.ndarray]
+
+
+def eval_sets(
+  task: Task, *, lengths: Mapping[str, int], split: str, max_examples: int = 0
+) -> list[EvalSet]:
+  """Returns the evaluation examples of every task in a task or mixture.
+
+  Raises:
+    DataError: if no task has the split, or it is empty.
+  """
+  parts = [part for part in _tasks(task) if split in part.splits]
+  if not parts:
+    raise DataError(
+      f"expected a task of {task.name!r} with the split {split!r}, found"
+      f" {sorted({s for p in _tasks(task) for s in p.splits})}. Set EVAL_SPLIT."
+    )
+  return [_eval_set(part, lengths, split, max_examples) for part in parts]
+
+
+def _eval_set(
+  task: seqio.Task, lengths: Mapping[str, int], split: str, max_examples: int
+) -> EvalSet:
+  dataset = task.get_dataset(dict(lengths), split, shuffle=False)
+  if max_examples:
+    dataset = dataset.take(max_examples)
+  examples = list(dataset.as_numpy_iterator())
+  if not examples:
+    raise DataError(
+      f"expected examples in split {split!r} of {task.name!r}, found none."
+    )
+  converted = list(_converter()(dataset, dict(lengths)).as_numpy_iterator())
+  features = {
+    name: np.stack([row[name] for row in converted]) for name in converted[0]
+  }
+  return EvalSet(task=task, examples=examples, features=features)
+
+
+def padded_batches(
+  features: Mapping[str, np.ndarray], batch_size: int
+) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+  """Yields (batch, number of real rows); the last batch is filled with zeros.
+
+  Example:
+    >>> batches = padded_batches({"ids": np.ones((3, 2))}, 2)
+    >>> [(batch["ids"].shape, real) for batch, real in batches]
+    [((2, 2), 2), ((2, 2), 1)]
+  """
+  total = len(next(iter(features.values())))
+  for start in range(0, total, batch_size):
+    real = min(batch_size, total - start)
+    pad = batch_size - real
+    yield (
+      {
+        name: np.pad(
+          value[start : start + real], [(0, pad)] + [(0, 0)] * (value.ndim - 1)
+        )
+        for name, value in features.items()
+      },
+      real,
+    )
+
+
+def to_devices(
+  batch: Mapping[str, np.ndarray], sharding: NamedSharding
+) -> dict[str, jax.Array]:
+  """Places this process's rows of a batch; the result is the whole batch."""
+  return {
+    name: jax.make_array_from_process_local_data(sharding, value)
+    for name, value in batch.items()
+  }
+
+
+def _tasks(task: Task) -> list[seqio.Task]:
+  return list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
+
+
+def _converter() -> seqio.EncDecFeatureConverter:
+  return seqio.EncDecFeatureConverter(pack=False)
+
+
+def _deterministic(dataset: Any) -> Any:
+  import tensorflow as tf
+
+  options = tf.data.Options()
+  options.deterministic = True
+  options.threading.private_threadpool_size = 1
+  return dataset.with_options(options)
+
+
+def _own_rows(batch_size: int) -> slice:
+  share = batch_size // jax.process_count()
+  first = jax.process_index() * share
+  return slice(first, first + share)

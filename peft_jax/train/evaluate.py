@@ -1,0 +1,156 @@
+"""Evaluation: greedy decoding and the task's own SeqIO metric functions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from peft_jax import decoding, partition, sharding
+from peft_jax.train import data
+from peft_jax.train.data import EvalSet
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """What a model predicts on one task.
+
+  Attributes:
+    task: name of the task.
+    metrics: metric -> value, as the task's metric functions give it.
+    inputs: the examples' inputs as text.
+    targets: the expected answers, post-processed.
+    predictions: the model's answers, post-processed.
+  """
+
+  task: str
+  metrics: Mapping[str, float]
+  inputs: Sequence[str]
+  targets: Sequence[Any]
+  predictions: Sequence[Any]
+
+
+def make_predict(
+  model: Any, *, mesh: Mesh, max_decode_length: int
+) -> Callable[[Any, Any, jax.Array], jax.Array]:
+  """Returns the compiled (frozen, adapter, tokens [B, T]) -> ids [B, T].
+
+  Args:
+    model: network with adapters, or a network with an empty adapter.
+    mesh: the mesh the parameters are on.
+    max_decode_length: number of tokens to decode.
+  """
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def predict(frozen: Any, adapter: Any, tokens: jax.Array) -> jax.Array:
+    return decoding.greedy(
+      model,
+      partition.join(frozen, adapter),
+      tokens,
+      max_decode_length=max_decode_length,
+    )
+
+  return predict
+
+
+def predict_tokens(
+  predict: Callable[[jax.Array], jax.Array],
+  tokens: np.ndarray,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+) -> np.ndarray:
+  """Returns the decoded ids [N, T] of inputs [N, S].
+
+  The result does not depend on the batch size: padding is masked everywhere.
+
+  Args:
+    predict: [B, S] ids on the devices -> [B, T] ids.
+    tokens: [N, S] ids.
+    batch_size: B.
+    mesh: the mesh the batches are placed on.
+  """
+  place = sharding.batch_sharding(mesh)
+  share = batch_size // jax.process_count()
+  first = jax.process_index() * share
+  decoded = []
+  for batch, real in data.padded_batches({"tokens": tokens}, batch_size):
+    own = {"tokens": batch["tokens"][first : first + share]}
+    ids = predict(data.to_devices(own, place)["tokens"])
+    decoded.append(np.asarray(ids)[:real])
+  return np.concatenate(decoded)
+
+
+def evaluate(
+  predict: Callable[[jax.Array], jax.Array],
+  eval_set: EvalSet,
+  *,
+  batch_size: int,
+  mesh: Mesh,
+) -> Evaluation:
+  """Returns predictions and metrics on one task.
+
+  Args:
+    predict: [B, S] ids on the devices -> [B, T] ids.
+    eval_set: the examples.
+    batch_size: B.
+    mesh: the mesh the batches are placed on.
+  """
+  task = eval_set.task
+  decoded = predict_tokens(
+    predict,
+    eval_set.features["encoder_input_tokens"],
+    batch_size=batch_size,
+    mesh=mesh,
+  )
+  vocabulary = task.output_features["targets"].vocabulary
+  targets, predictions = [], []
+  for example, ids in zip(eval_set.examples, decoded, strict=True):
+    wanted = _text(example.get("targets_pretokenized"), vocabulary, example)
+    targets.append(task.postprocess_fn(wanted, example=example, is_target=True))
+    predictions.append(
+      task.postprocess_fn(
+        decode(vocabulary, ids), example=example, is_target=False
+      )
+    )
+  metrics: dict[str, float] = {}
+  for metric in task.predict_metric_fns:
+    metrics.update(metric(targets, predictions))
+  return Evaluation(
+    task=task.name,
+    metrics={name: float(value) for name, value in metrics.items()},
+    inputs=[_input_text(example, task) for example in eval_set.examples],
+    targets=targets,
+    predictions=predictions,
+  )
+
+
+def decode(vocabulary: Any, ids: np.ndarray) -> str:
+  """Returns the text of ids up to the end-of-sequence id.
+
+  Args:
+    vocabulary: a SeqIO vocabulary.
+    ids: [T].
+  """
+  kept = []
+  for token in ids.tolist():
+    if token in (0, vocabulary.eos_id):
+      break
+    kept.append(token)
+  return vocabulary.decode(kept)
+
+
+def _text(pretokenized: Any, vocabulary: Any, example: Mapping) -> str:
+  if pretokenized is None:
+    return decode(vocabulary, example["targets"])
+  return pretokenized.decode()
+
+
+def _input_text(example: Mapping[str, Any], task: Any) -> str:
+  found = example.get("inputs_pretokenized")
+  if found is not None:
+    return found.decode()
+  return decode(task.output_features["inputs"].vocabulary, example["inputs"])

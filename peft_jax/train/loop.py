@@ -1,0 +1,407 @@
+"""The training loop, from a configuration to a report."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from peft_jax import layout, partition, sharding
+from peft_jax import manifest as manifests
+from peft_jax.train import data, evaluate, report, run_dir
+from peft_jax.train.checkpoints import Checkpoints
+from peft_jax.train.config import Config, Resolved
+from peft_jax.train.evaluate import Evaluation
+from peft_jax.train.logs import RunLog, read_metrics
+from peft_jax.train.preemption import EXIT_CODE, Preemption
+from peft_jax.train.progress import Progress
+from peft_jax.train.setup import Setup, setup, warm_started
+from peft_jax.train.step import TrainState, make_train_step
+
+# By then a schedule that warms up from 0 has moved LoRA's b, so that its a has
+# a gradient.
+_GRADIENT_CHECK_STEPS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+  """What a run came to.
+
+  Attributes:
+    steps: updates done.
+    frozen_metrics: task -> metrics of the frozen model; empty if not asked.
+    adapted_metrics: task -> metrics at the end.
+    trained_parameters: size of the adapter.
+    backbone_parameters: size of the backbone.
+    adapter_bytes: bytes of the adapter's leaves.
+    seconds: wall time of the run.
+  """
+
+  steps: int
+  frozen_metrics: Mapping[str, Mapping[str, float]]
+  adapted_metrics: Mapping[str, Mapping[str, float]]
+  trained_parameters: int
+  backbone_parameters: int
+  adapter_bytes: int
+  seconds: float
+
+
+def train(resolved: Resolved) -> Summary:
+  """Trains an adapter as configured; the same call again resumes the run.
+
+  Args:
+    resolved: from `config.resolve`.
+
+  Raises:
+    SystemExit: with code 143 after SIGTERM, when the state is saved.
+    ValueError: of many kinds, all before anything is written: a setting, a
+      file, a rule or a checkpoint that is not as expected.
+  """
+  config, started = resolved.config, time.monotonic()
+
+  # Everything that can be wrong is looked at before anything is written.
+  mesh = sharding.make_mesh(model=config.model_parallel)
+  sharding.check_batch(
+    config.batch_size, mesh=mesh, micro_batches=config.micro_batches
+  )
+  sharding.check_batch(config.eval_batch_size, mesh=mesh)
+  resuming = run_dir.check(resolved)
+  task = data.get_task(config)
+  data.check_vocabulary(task, config.network.config.vocab_size)
+  if not config.allow_cut_targets:
+    data.check_targets(task, config.task_feature_lengths)
+  eval_sets = data.eval_sets(
+    task,
+    lengths=config.task_feature_lengths,
+    split=config.eval_split,
+    max_examples=config.max_eval_examples,
+  )
+
+  with sharding.use(mesh):
+    run = setup(config, mesh)
+    if config.warm_start and not resuming:
+      run = warm_started(run, config.warm_start)
+    if is_first_process():
+      run_dir.create(resolved)
+    announce(config, run, mesh)
+    evaluator = Evaluator(config, run, mesh, eval_sets)
+    frozen: list[Evaluation] = []
+    if config.eval_frozen:
+      frozen = evaluator.evaluate(run.state.adapter)
+      note(f"frozen model: {format_metrics(frozen)}")
+    state, adapted = _run(resolved, run, mesh, task, evaluator, resuming)
+
+  summary = Summary(
+    steps=int(state.step),
+    frozen_metrics={e.task: e.metrics for e in frozen},
+    adapted_metrics={e.task: e.metrics for e in adapted},
+    trained_parameters=partition.count(state.adapter),
+    backbone_parameters=partition.count(run.frozen),
+    adapter_bytes=partition.nbytes(state.adapter),
+    seconds=time.monotonic() - started,
+  )
+  if is_first_process():
+    _write_results(resolved, run, summary, frozen, adapted)
+  return summary
+
+
+def _run(
+  resolved: Resolved,
+  run: Setup,
+  mesh: Mesh,
+  task: data.Task,
+  evaluator: "Evaluator",
+  resuming: bool,
+) -> tuple[TrainState, list[Evaluation]]:
+  """Takes the steps; returns the last state and its evaluation."""
+  config, state = resolved.config, run.state
+  best = f"{evaluator.eval_sets[0].task.name}/{config.best_metric}"
+  saved = Checkpoints(config.model_dir, keep=config.keep, best_metric=best)
+  log = RunLog(directory=config.model_dir, enabled=is_first_process())
+  if resuming:
+    state = saved.restore(state)
+    log.truncate_after(int(state.step))
+    note(f"resumed {config.model_dir} at step {int(state.step)}")
+  first = int(state.step)
+  whole = sharding.replicated(mesh)
+  gather = jax.jit(lambda tree: tree, out_shardings=whole)
+  step_fn = jax.jit(
+    make_train_step(
+      run.model,
+      run.tx,
+      micro_batches=config.micro_batches,
+      dropout=config.dropout,
+      z_loss=config.z_loss,
+      normalization=config.normalization,
+    ),
+    donate_argnums=0,
+    out_shardings=(run.state_sharding, whole),
+  )
+  batches = data.train_batches(
+    task,
+    lengths=config.task_feature_lengths,
+    batch_size=config.batch_size,
+    seed=config.random_seed,
+    max_examples=config.max_train_examples,
+    start_step=first,
+  )
+  place = sharding.batch_sharding(mesh)
+
+  def save(state: TrainState, metrics: Mapping[str, float] | None) -> None:
+    state = gather(state)
+    manifest = _manifest(resolved, run, state, metrics)
+    saved.save(state, manifest, metrics=metrics)
+
+  adapted: list[Evaluation] = []
+  window: list[Any] = []
+  with (
+    Preemption() as preemption,
+    Progress(
+      total_steps=config.train_steps,
+      start_step=first,
+      every=config.log_period,
+      enabled=is_first_process(),
+    ) as progress,
+    log,
+  ):
+    for step in range(first + 1, config.train_steps + 1):
+      if preemption.reached(step):
+        save(state, None)
+        saved.close()
+        done = int(state.step)
+        progress.note(
+          f"Preempted: saved step {done} to {config.model_dir}; exiting"
+          f" {EXIT_CODE} for restart."
+        )
+        sys.exit(EXIT_CODE)
+      state, metrics = step_fn(
+        state, run.frozen, data.to_devices(next(batches), place)
+      )
+      window.append(metrics)
+      last = step == config.train_steps
+      if step == first + _GRADIENT_CHECK_STEPS:
+        warn_unreached(jax.device_get(metrics["unreached"]), state, progress)
+      if step % config.log_period == 0 or last:
+        means = _means(jax.device_get(window))
+        window.clear()
+        progress.update(
+          step=step, loss=means["loss"], tokens=int(means.pop("tokens_seen"))
+        )
+        log.write(step=step, kind="train", metrics=means | _rate(config, step))
+        _check_finite(means, step)
+      if last or (config.eval_period and step % config.eval_period == 0):
+        with progress.paused("evaluating"):
+          adapted = evaluator.evaluate(state.adapter)
+        flat = evaluator.flat(adapted)
+        log.write(step=step, kind="eval", metrics=flat)
+        progress.note(f"step {step}: {format_metrics(adapted)}")
+        save(state, flat)
+      elif step % config.checkpoint_period == 0:
+        save(state, None)
+    if first >= config.train_steps:
+      adapted = evaluator.evaluate(state.adapter)
+  saved.close()
+  return state, adapted
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+  """Evaluates adapters of one run; compiles once."""
+
+  config: Config
+  run: Setup
+  mesh: Mesh
+  eval_sets: list[data.EvalSet]
+
+  def __post_init__(self) -> None:
+    predict = evaluate.make_predict(
+      self.run.model,
+      mesh=self.mesh,
+      max_decode_length=self.config.task_feature_lengths["targets"],
+    )
+    object.__setattr__(self, "_predict", predict)
+
+  def evaluate(self, adapter: Any) -> list[Evaluation]:
+    """Returns one evaluation per task."""
+    return [
+      evaluate.evaluate(
+        lambda tokens: self._predict(self.run.frozen, adapter, tokens),
+        eval_set,
+        batch_size=self.config.eval_batch_size,
+        mesh=self.mesh,
+      )
+      for eval_set in self.eval_sets
+    ]
+
+  def flat(self, evaluations: list[Evaluation]) -> dict[str, float]:
+    """Returns task/metric -> value."""
+    return {
+      f"{e.task}/{name}": value
+      for e in evaluations
+      for name, value in e.metrics.items()
+    }
+
+
+def is_first_process() -> bool:
+  """Whether this process writes logs and reports."""
+  return jax.process_index() == 0
+
+
+def note(text: str) -> None:
+  """Prints a line from the first process."""
+  if is_first_process():
+    print(text, file=sys.stderr, flush=True)
+
+
+def announce(config: Config, run: Setup, mesh: Mesh) -> None:
+  """Prints what will be trained, before anything is compiled."""
+  adapter, state = run.state.adapter, run.state.opt_state
+  trained, total = partition.count(adapter), partition.count(run.frozen)
+  note(partition.format_rule_table(run.rows))
+  note(
+    f"trained {trained:,} of {trained + total:,} parameters"
+    f" ({100 * trained / (trained + total):.3f} %):"
+    f" adapter {partition.nbytes(adapter):,} bytes,"
+    f" optimizer {partition.nbytes(state):,} bytes,"
+    f" backbone {partition.nbytes(run.frozen):,} bytes"
+  )
+  note(
+    f"mesh {dict(mesh.shape)} on {jax.devices()[0].platform},"
+    f" {jax.process_count()} process(es); writing to {config.model_dir}"
+  )
+
+
+def format_metrics(evaluations: list[Evaluation]) -> str:
+  """Returns the metrics of several tasks on one line."""
+  return ", ".join(
+    f"{e.task} {name} {value:.2f}"
+    for e in evaluations
+    for name, value in e.metrics.items()
+  )
+
+
+def warn_unreached(
+  unreached: np.ndarray, state: TrainState, progress: Progress
+) -> None:
+  """Says which adapter leaves had no gradient: they do nothing.
+
+  Args:
+    unreached: [leaves] bool, in the order of the adapter's leaves.
+    state: whose adapter they are of.
+    progress: where to print.
+  """
+  paths = [
+    "/".join(str(key.key) for key in path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(state.adapter)
+  ]
+  idle = [p for p, none in zip(paths, unreached, strict=True) if none]
+  if idle:
+    progress.note(
+      f"warning: {len(idle)} of {len(paths)} adapter leaves have no gradient"
+      f" (first {idle[0]}): they do not change anything yet."
+    )
+
+
+def _rate(config: Config, step: int) -> dict[str, float]:
+  rate = config.learning_rate
+  if rate is None:
+    return {}
+  # The optimizer counts from 0, and this step is behind us.
+  value = rate(step - 1) if callable(rate) else rate
+  return {"learning_rate": float(value)}
+
+
+def _means(window: list[Mapping[str, Any]]) -> dict[str, float]:
+  """Averages metrics over the steps since the last record, by tokens."""
+  tokens = np.array([float(m["tokens"]) for m in window])
+  share = tokens / max(tokens.sum(), 1.0)
+  means = {
+    name: float(
+      sum(s * float(m[name]) for s, m in zip(share, window, strict=True))
+    )
+    for name in ("loss", "accuracy", "gradient_norm")
+  }
+  return means | {"tokens_seen": float(tokens.sum())}
+
+
+def _check_finite(means: Mapping[str, float], step: int) -> None:
+  if not np.isfinite(means["loss"]):
+    raise FloatingPointError(
+      f"expected a finite loss, found {means['loss']} at step {step}. Lower the"
+      " learning rate; the checkpoints before are kept."
+    )
+
+
+def _manifest(
+  resolved: Resolved,
+  run: Setup,
+  state: TrainState,
+  metrics: Mapping[str, float] | None,
+) -> manifests.Manifest:
+  config = resolved.config
+  return manifests.make(
+    jax.tree.map(np.asarray, layout.to_layers(state.adapter)),
+    run.model.rules,
+    model=run.description,
+    backbone=run.source,
+    training={
+      "step": int(state.step),
+      "task": config.task,
+      "vocabulary": config.vocabulary,
+      "task_feature_lengths": dict(config.task_feature_lengths),
+      "metrics": dict(metrics or {}),
+      "gin": resolved.gin_text,
+    },
+  )
+
+
+def _write_results(
+  resolved: Resolved,
+  run: Setup,
+  summary: Summary,
+  frozen: list[Evaluation],
+  adapted: list[Evaluation],
+) -> None:
+  """Writes predictions, summary and report."""
+  config = resolved.config
+  before = {e.task: e for e in frozen}
+  rows: list[dict[str, Any]] = []
+  for e in adapted:
+    task_rows = [
+      {"input": i, "target": t, "adapted_prediction": p}
+      for i, t, p in zip(e.inputs, e.targets, e.predictions, strict=True)
+    ]
+    if e.task in before:
+      for row, prediction in zip(
+        task_rows, before[e.task].predictions, strict=True
+      ):
+        row["frozen_prediction"] = prediction
+    run_dir.write_predictions(config.model_dir, e.task, task_rows)
+    rows.extend(task_rows)
+  folder = Path(config.model_dir)
+  run_dir.write_json(folder / run_dir.SUMMARY, dataclasses.asdict(summary))
+  report.write_report(
+    folder,
+    report.Report(
+      title=f"{config.task} on {config.model_name or 'the backbone'}",
+      method=" + ".join(sorted({row.adapter for row in run.rows})),
+      rules=run.rows,
+      trained_parameters=summary.trained_parameters,
+      backbone_parameters=summary.backbone_parameters,
+      adapter_bytes=summary.adapter_bytes,
+      optimizer_bytes=partition.nbytes(run.state.opt_state),
+      seconds=summary.seconds,
+      settings=dict(resolved.settings),
+      environment=manifests.versions()
+      | {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"},
+      metrics=read_metrics(folder),
+      frozen_metrics=summary.frozen_metrics,
+      adapted_metrics=summary.adapted_metrics,
+      examples=rows,
+    ),
+  )

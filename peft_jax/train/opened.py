@@ -1,0 +1,211 @@
+"""Opens a trained adapter again, with the backbone it belongs to."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from peft_jax import checkpoint, layout, partition, sharding
+from peft_jax import manifest as manifests
+from peft_jax.inject import Adapted
+from peft_jax.manifest import Manifest
+from peft_jax.tasks import vocabularies
+from peft_jax.tasks.sources import DataError
+from peft_jax.train import checkpoints, data, evaluate
+from peft_jax.train import config as configs
+from peft_jax.train.config import Config
+from peft_jax.train.evaluate import Evaluation
+from peft_jax.train.setup import load_backbone, shapes_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+  """An adapter and its backbone, on a mesh.
+
+  Attributes:
+    config: the configuration that the adapter was trained with.
+    manifest: what the adapter says of itself.
+    model: the network with its adapters.
+    frozen: the backbone's parameters.
+    adapter: the adapter's leaves.
+    mesh: where they are.
+  """
+
+  config: Config
+  manifest: Manifest
+  model: Adapted
+  frozen: Any
+  adapter: Any
+  mesh: Mesh
+
+  @property
+  def params(self) -> dict:
+    """Backbone and adapter in one tree."""
+    return partition.join(self.frozen, self.adapter)
+
+
+def open_adapter(
+  directory: str | Path,
+  *,
+  bindings: Sequence[str] = (),
+  search_paths: Sequence[str] = (),
+) -> Opened:
+  """Opens a run or an exported adapter; settings come from its manifest.
+
+  Args:
+    directory: a run's folder or an adapter directory.
+    bindings: gin bindings to change, such as the backbone's place.
+    search_paths: see `config.resolve`.
+
+  Raises:
+    AdapterError: if the adapter is damaged or does not fit the backbone.
+    ManifestError: if a binding disagrees with the adapter.
+    BackboneError: if the backbone is not as expected.
+  """
+  manifest, leaves = checkpoints.load_adapter(directory)
+  config = _config(manifest, bindings, search_paths)
+  model = Adapted(config.network, config.adapters)
+  manifests.check_rules(manifest, model.rules)
+  mesh = sharding.make_mesh(model=config.model_parallel)
+  with sharding.use(mesh):
+    variables = shapes_of(model)
+    places = sharding.shardings(
+      variables["params"], variables["params_axes"], mesh
+    )
+    frozen_spec, adapter_spec = partition.split(variables["params"], model)
+    frozen_places, adapter_places = partition.split(places, model)
+    checkpoint.check_fits(leaves, adapter_spec, source=str(directory))
+    frozen = load_backbone(config, model, frozen_spec, frozen_places)
+    checkpoint.check_backbone(
+      manifest, manifests.fingerprint(frozen), source=str(directory)
+    )
+    adapter = jax.tree.map(
+      jax.device_put, layout.like(leaves, adapter_spec), adapter_places
+    )
+  return Opened(
+    config=config,
+    manifest=manifest,
+    model=model,
+    frozen=frozen,
+    adapter=adapter,
+    mesh=mesh,
+  )
+
+
+def _config(
+  manifest: Manifest, bindings: Sequence[str], search_paths: Sequence[str]
+) -> Config:
+  text = manifest.training.get("gin", "")
+  if not text:
+    raise manifests.ManifestError(
+      "expected the gin text of the run in the manifest, found none: the"
+      " adapter was saved from Python. Open it with peft_jax.load."
+    )
+  with tempfile.NamedTemporaryFile("w", suffix=".gin") as file:
+    file.write(text)
+    file.flush()
+    return configs.resolve([file.name], bindings, search_paths).config
+
+
+def evaluate_task(
+  opened: Opened, *, params: Any = None, network: Any = None
+) -> list[Evaluation]:
+  """Returns one evaluation per task of the run's task or mixture.
+
+  Args:
+    opened: the adapter.
+    params: parameters in the place of backbone and adapter, e.g. merged ones.
+    network: the network that takes them.
+  """
+  config = opened.config
+  sets = data.eval_sets(
+    data.get_task(config),
+    lengths=config.task_feature_lengths,
+    split=config.eval_split,
+    max_examples=config.max_eval_examples,
+  )
+  with sharding.use(opened.mesh):
+    predict = _predict(opened, params, network)
+    return [
+      evaluate.evaluate(
+        predict,
+        eval_set,
+        batch_size=config.eval_batch_size,
+        mesh=opened.mesh,
+      )
+      for eval_set in sets
+    ]
+
+
+def _predict(opened: Opened, params: Any = None, network: Any = None) -> Any:
+  compiled = evaluate.make_predict(
+    opened.model if network is None else network,
+    mesh=opened.mesh,
+    max_decode_length=opened.config.task_feature_lengths["targets"],
+  )
+  frozen, adapter = (params, {}) if params else (opened.frozen, opened.adapter)
+  return lambda tokens: compiled(frozen, adapter, tokens)
+
+
+def infer(
+  opened: Opened, rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+  """Returns the rows with a `prediction` each.
+
+  Args:
+    opened: the adapter.
+    rows: dicts with `inputs`, the text as the task's preprocessor makes it.
+  """
+  vocabulary = vocabularies.resolve(opened.config.vocabulary)
+  length = opened.config.task_feature_lengths["inputs"]
+  tokens = np.zeros((len(rows), length), np.int32)
+  for i, row in enumerate(rows):
+    ids = [*vocabulary.encode(row["inputs"])[: length - 1], vocabulary.eos_id]
+    tokens[i, : len(ids)] = ids
+  with sharding.use(opened.mesh):
+    decoded = evaluate.predict_tokens(
+      _predict(opened),
+      tokens,
+      batch_size=opened.config.eval_batch_size,
+      mesh=opened.mesh,
+    )
+  return [
+    {**row, "prediction": evaluate.decode(vocabulary, ids)}
+    for row, ids in zip(rows, decoded, strict=True)
+  ]
+
+
+def read_inputs(path: str | Path) -> list[dict[str, Any]]:
+  """Reads JSON-lines rows with a text `inputs`.
+
+  Raises:
+    DataError: naming the line that is not such a row.
+  """
+  rows = list(_parsed(Path(path)))
+  if not rows:
+    raise DataError(f"expected rows in {path}, found an empty file.")
+  return rows
+
+
+def _parsed(path: Path) -> Iterator[dict[str, Any]]:
+  if not path.is_file():
+    raise DataError(f"expected a JSON-lines file at {path}, found none.")
+  for number, line in enumerate(path.read_text().splitlines(), start=1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError:
+      row = None
+    if not isinstance(row, dict) or not isinstance(row.get("inputs"), str):
+      raise DataError(
+        f"{path}:{number}: expected a JSON object with a text 'inputs', found"
+        f" {line[:60]!r}."
+      )
+    yield row

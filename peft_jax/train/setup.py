@@ -1,0 +1,183 @@
+"""Puts a run together: network, backbone, adapter, optimizer, placement."""
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+
+from peft_jax import (
+  backbone,
+  checkpoint,
+  layout,
+  manifest,
+  optim,
+  partition,
+  sharding,
+)
+from peft_jax.inject import Adapted
+from peft_jax.partition import RuleRow
+from peft_jax.train import checkpoints
+from peft_jax.train.config import Config, ConfigError
+from peft_jax.train.step import TrainState, init_state
+
+# Backbones that ship with the package.
+_SHIPPED = {"tiny": "assets/tiny.npz"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+  """A run, ready for its first step.
+
+  Attributes:
+    model: the network with its adapters.
+    tx: the optimizer, with clipping.
+    frozen: the backbone's parameters, placed on the mesh.
+    state: adapter, optimizer state, step 0, rng, placed on the mesh.
+    state_sharding: where the state's leaves are placed.
+    rows: the rule table.
+    description: the network's name and configuration.
+    source: where the backbone came from, and its fingerprint.
+  """
+
+  model: Adapted
+  tx: optax.GradientTransformation
+  frozen: Any
+  state: TrainState
+  state_sharding: Any
+  rows: list[RuleRow]
+  description: Mapping[str, Any]
+  source: Mapping[str, Any]
+
+
+def shapes_of(model: Adapted | Any) -> dict[str, Any]:
+  """Returns the variables' shapes; computes and allocates nothing."""
+  blank = np.ones((1, 2), np.int32)
+  return jax.eval_shape(model.init, jax.random.key(0), blank, blank, blank)
+
+
+def setup(config: Config, mesh: Mesh) -> Setup:
+  """Restores the backbone and initialises the adapter, each once.
+
+  Args:
+    config: the run's configuration.
+    mesh: the mesh; call inside `sharding.use`.
+
+  Raises:
+    ConfigError: if no backbone is named.
+    BackboneError: if the checkpoint is not the network's.
+    TargetError: if a rule matches nothing, or two claim a site.
+  """
+  model = Adapted(config.network, config.adapters)
+  if not model.rules:
+    raise ConfigError(
+      "expected at least one rule in ADAPTERS, found none: nothing would be"
+      " trained. Pass --adapter NAME."
+    )
+  variables = shapes_of(model)
+  places = sharding.shardings(
+    variables["params"], variables["params_axes"], mesh
+  )
+  frozen_spec, adapter_spec = partition.split(variables["params"], model)
+  frozen_places, adapter_places = partition.split(places, model)
+  key = jax.random.key(config.random_seed)
+
+  frozen = load_backbone(config, model, frozen_spec, frozen_places)
+  adapter = _init(model, key, 1, adapter_places)
+  tx = config.optimizer
+  if config.gradient_clip:
+    tx = optim.with_clipping(tx, max_norm=config.gradient_clip)
+  state = init_state(adapter, tx, jax.random.fold_in(key, 1))
+  state_sharding = _state_sharding(state, adapter_places, mesh)
+  state = jax.tree.map(jax.device_put, state, state_sharding)
+  return Setup(
+    model=model,
+    tx=tx,
+    frozen=frozen,
+    state=state,
+    state_sharding=state_sharding,
+    rows=partition.rule_table(adapter_spec, model),
+    description=backbone.describe(config.network, config.model_name),
+    source={
+      "source": config.backbone,
+      "fingerprint": manifest.fingerprint(frozen),
+    },
+  )
+
+
+def warm_started(setup: Setup, directory: str) -> Setup:
+  """Returns the setup with the weights of another run, at step 0.
+
+  Raises:
+    AdapterError: if the adapter does not fit.
+    ManifestError: if its rules or their hyper-parameters differ.
+  """
+  found, leaves = checkpoints.load_adapter(directory)
+  manifest.check_rules(found, setup.model.rules)
+  checkpoint.check_fits(leaves, setup.state.adapter, source=directory)
+  adapter = jax.tree.map(
+    lambda leaf, like: jax.device_put(leaf, like.sharding),
+    layout.like(leaves, setup.state.adapter),
+    setup.state.adapter,
+  )
+  return dataclasses.replace(setup, state=setup.state._replace(adapter=adapter))
+
+
+def load_backbone(config: Config, model: Any, spec: Any, places: Any) -> Any:
+  """Returns the backbone's parameters, placed.
+
+  Args:
+    config: names the backbone.
+    model: the network with its adapters.
+    spec: shapes of the backbone's leaves.
+    places: their shardings.
+
+  Raises:
+    ConfigError: if no backbone is named.
+    BackboneError: if the checkpoint is not the network's.
+  """
+  if not config.backbone:
+    raise ConfigError(
+      f"expected a backbone for {config.model_name or 'the model'}, found none."
+      " Pass --backbone DIR with its checkpoint, or --backbone random to train"
+      " on random weights."
+    )
+  if config.backbone == "random":
+    key = jax.random.key(config.random_seed)
+    return _init(model, jax.random.fold_in(key, 2), 0, places)
+  path = config.backbone
+  if path in _SHIPPED:
+    path = str(resources.files("peft_jax") / _SHIPPED[path])
+  return backbone.restore(path, spec, shardings=places)
+
+
+def _init(model: Adapted, key: jax.Array, part: int, places: Any) -> Any:
+  """Initialises one part of the tree; XLA drops the rest."""
+  blank = np.ones((1, 2), np.int32)
+
+  def init(key: jax.Array) -> Any:
+    params = model.init(key, blank, blank, blank)["params"]
+    return partition.split(params, model)[part]
+
+  return jax.jit(init, out_shardings=places)(key)
+
+
+def _state_sharding(state: TrainState, adapter_places: Any, mesh: Mesh) -> Any:
+  """Slots of the optimizer lie where their leaf lies, the rest everywhere."""
+  whole = sharding.replicated(mesh)
+  flat = flatten_dict(state.adapter, sep="/")
+  shapes = {path: leaf.shape for path, leaf in flat.items()}
+  places = flatten_dict(adapter_places, sep="/")
+
+  def place(path: tuple, leaf: jax.Array) -> Any:
+    keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+    name = "/".join(map(str, keys))
+    return places[name] if shapes.get(name) == leaf.shape else whole
+
+  opt_state = jax.tree_util.tree_map_with_path(place, state.opt_state)
+  return TrainState(whole, adapter_places, opt_state, whole)

@@ -1,0 +1,376 @@
+"""What every method promises on every network: one test per promise.
+
+The methods are those of `helpers/methods.py`; the networks are our T5, our T5
+scanned and rematerialised, and T5X's own where it is installed.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from helpers import methods, tiny
+
+from peft_jax import (
+  Adapted,
+  backbone,
+  checkpoint,
+  decoding,
+  join,
+  layout,
+  manifest,
+  merge,
+  optim,
+  sharding,
+  split,
+)
+from peft_jax.train import step as steps
+
+NETWORKS = {
+  "ours": tiny.t5,
+  "scanned": functools.partial(tiny.t5, scan_layers=True, remat="full"),
+  "t5x": tiny.t5x,
+}
+
+
+@pytest.fixture(
+  params=[
+    "ours",
+    "scanned",
+    pytest.param("t5x", marks=pytest.mark.t5x),
+  ]
+)
+def kind(request):
+  """Name of the network."""
+  return request.param
+
+
+@pytest.fixture(params=list(methods.METHODS))
+def method(request):
+  """Name of the method."""
+  return request.param
+
+
+@pytest.fixture
+def network(kind):
+  return NETWORKS[kind]()
+
+
+@pytest.fixture
+def model(network, method):
+  return Adapted(network, methods.METHODS[method])
+
+
+@pytest.fixture
+def trees(model):
+  """Returns (frozen, adapter), the adapter far from the identity."""
+  frozen, adapter = split(tiny.params(model), model)
+  return frozen, tiny.randomize(adapter)
+
+
+def difference(found, expected):
+  return float(np.abs(np.asarray(found) - np.asarray(expected)).max())
+
+
+def test_starts_as_the_backbone(model, network):
+  batch = tiny.batch()
+  found = tiny.logits(model)(tiny.params(model), batch)
+  expected = tiny.logits(network)(tiny.params(network), batch)
+  np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_backbone_is_a_strict_subset(model, network):
+  frozen, adapter = split(tiny.shapes(model), model)
+  assert tiny.spec(frozen) == tiny.spec(tiny.shapes(network))
+  assert {dtype for _, dtype in tiny.spec(adapter).values()} == {"float32"}
+
+
+def test_init_draws_the_same_backbone(model, network):
+  """Adapters take no random numbers from the modules they are placed in."""
+  leaves = (
+    r"encoder/layers(_0)?/attention/(key|out)/kernel"
+    r"|decoder/layers(_1)?/(self_attention/value|mlp/wo)/kernel"
+  )
+  expected = tiny.initial(network, leaves)
+  found = tiny.initial(model, leaves)
+  assert len(expected) == 4
+  tiny.assert_same(found, expected)
+
+
+def test_split_and_join_are_inverse(model):
+  params = tiny.params(model)
+  frozen, adapter = split(params, model)
+  tiny.assert_same(join(frozen, adapter), params)
+  assert not flatten_dict(frozen).keys() & flatten_dict(adapter).keys()
+
+
+def test_every_leaf_has_logical_axes(model):
+  variables = tiny.variables(model)
+  names = sharding.axis_names(variables["params_axes"])
+  ranks = {
+    path: leaf.ndim
+    for path, leaf in flatten_dict(variables["params"], sep="/").items()
+  }
+  assert {path: len(axes) for path, axes in names.items()} == ranks
+  known = {axis for axis, _ in sharding.DEFAULT_RULES}
+  assert {axis for axes in names.values() for axis in axes} <= known
+
+
+def test_axes_are_split_as_the_backbone(model):
+  """An adapter's axis of the backbone's length is called as the backbone's."""
+  variables = tiny.variables(model)
+  names = sharding.axis_names(variables["params_axes"])
+  params = flatten_dict(variables["params"], sep="/")
+  _, adapter = split(variables["params"], model)
+  for path in flatten_dict(adapter, sep="/"):
+    _, site, leaf = model.rule_of(path)
+    rows, columns = names[f"{site}/kernel"][-2:]
+    inputs = params[f"{site}/kernel"].shape[-2]
+    expected = {
+      "a": (rows, "lora_rank"),
+      "b": ("lora_rank", columns),
+      "scaling": (rows if params[path].shape[-1] == inputs else columns,),
+    }
+    lead = ("layers",) if layout.is_stacked(path) else ()
+    assert names[path] == lead + expected[leaf], path
+
+
+@functools.cache
+def train_step(model):
+  tx = optim.adamw(learning_rate=0.1)
+  return tx, jax.jit(steps.make_train_step(model, tx, dropout=False))
+
+
+def is_still(path, before, after):
+  """Whether a leaf did not change; of stacked layers, any one of them."""
+  same = np.asarray(before[path]) == np.asarray(after[path])
+  if layout.is_stacked("/".join(path)):
+    return same.reshape(same.shape[0], -1).all(axis=1).any()
+  return same.all()
+
+
+def test_two_steps_change_all_of_the_adapter_and_nothing_else(model):
+  frozen, adapter = split(tiny.params(model), model)
+  before = jax.tree.map(np.array, frozen)
+  tx, step = train_step(model)
+  state = steps.init_state(adapter, tx, jax.random.key(0))
+  unchanged = []
+  for _ in range(2):
+    state, metrics = step(state, frozen, tiny.batch())
+    start, now = flatten_dict(adapter), flatten_dict(state.adapter)
+    unchanged.append({path for path in start if is_still(path, start, now)})
+    assert np.isfinite(metrics["loss"])
+    assert metrics["gradient_norm"] > 0
+  assert {path[-1] for path in unchanged[0]} <= methods.STILL_AT_FIRST
+  assert not unchanged[1]
+  tiny.assert_same(frozen, before)
+  # The optimizer holds moments of the adapter only.
+  moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+  assert sum(x.size for x in moments) == 2 * sum(
+    x.size for x in jax.tree.leaves(adapter)
+  )
+
+
+def test_learns_a_label(model):
+  """The first input token decides the answer; the loss falls by half."""
+  batch = tiny.batch(padded=False)
+  first = batch["encoder_input_tokens"][:, :1]
+  targets = jnp.where(first % 2 == 0, 3, 4) * jnp.ones((1, 5), jnp.int32)
+  batch |= {
+    "decoder_input_tokens": targets.at[:, 0].set(0),
+    "decoder_target_tokens": targets,
+  }
+  frozen, adapter = split(tiny.params(model), model)
+  tx, step = train_step(model)
+  state = steps.init_state(adapter, tx, jax.random.key(0))
+  history = []
+  for _ in range(40):
+    state, metrics = step(state, frozen, batch)
+    history.append(float(metrics["loss"]))
+  assert history[-1] < history[0] / 2, history
+
+
+def test_saved_and_restored_are_bit_equal(model, network, trees, tmp_path):
+  _, adapter = trees
+  checkpoint.save(
+    tmp_path / "adapter",
+    adapter,
+    model.rules,
+    model=backbone.describe(network),
+    backbone={"source": "tiny", "fingerprint": "f"},
+  )
+  spec = split(tiny.shapes(model), model)[1]
+  found = checkpoint.restore(
+    tmp_path / "adapter", model, spec, fingerprint="f"
+  )
+  tiny.assert_same(found, adapter)
+  # The rules in the manifest are enough to build the model again.
+  read = manifest.read(tmp_path / "adapter")
+  rebuilt = Adapted(network, [manifest.rule_from_json(r) for r in read.rules])
+  manifest.check_rules(read, rebuilt.rules)
+  found = checkpoint.restore(tmp_path / "adapter", rebuilt, spec)
+  tiny.assert_same(found, adapter)
+
+
+def test_one_adapter_fits_both_views_of_the_layers(method, tmp_path):
+  unscanned, scanned = (
+    Adapted(NETWORKS[kind](), methods.METHODS[method])
+    for kind in ("ours", "scanned")
+  )
+  frozen, adapter = split(tiny.params(unscanned), unscanned)
+  adapter = tiny.randomize(adapter)
+  checkpoint.save(
+    tmp_path / "adapter", adapter, unscanned.rules, model={}, backbone={}
+  )
+  spec = split(tiny.shapes(scanned), scanned)
+  stacked = checkpoint.restore(tmp_path / "adapter", scanned, spec[1])
+  assert layout.is_scanned(stacked)
+  batch = tiny.batch()
+  found = tiny.logits(scanned)(
+    join(layout.like(frozen, spec[0]), stacked), batch
+  )
+  expected = tiny.logits(unscanned)(join(frozen, adapter), batch)
+  tiny.assert_close(found, expected)
+
+
+def test_acts_in_a_warm_jit(model, network, trees):
+  """An interceptor around a function that is compiled already does nothing."""
+  batch = tiny.batch()
+  base = tiny.params(network)
+  plain = tiny.logits(network)(base, batch)  # the backbone is compiled now
+  params = join(*trees)
+  first = tiny.logits(model)(params, batch)
+  second = tiny.logits(model)(params, batch)
+  assert difference(first, plain) > 1e-2
+  np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+  np.testing.assert_array_equal(
+    np.asarray(tiny.logits(network)(base, batch)), np.asarray(plain)
+  )
+
+
+def intermediate_dtypes(model, params):
+  """Returns the dtype of every module's output, of the backbone's alone."""
+  _, state = jax.eval_shape(
+    lambda params, inputs: model.apply(
+      {"params": params},
+      **inputs,
+      enable_dropout=False,
+      capture_intermediates=True,
+      mutable=["intermediates"],
+    ),
+    params,
+    steps.network_inputs(tiny.batch()),
+  )
+  return {
+    jax.tree_util.keystr(path): leaf.dtype
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+  }
+
+
+def test_bfloat16_activations_stay_bfloat16(kind, method):
+  network = NETWORKS[kind](dtype=jnp.bfloat16)
+  model = Adapted(network, methods.METHODS[method])
+  params = tiny.shapes(model)
+  frozen, adapter = split(params, model)
+  expected = intermediate_dtypes(network, frozen)
+  found = intermediate_dtypes(model, params)
+  assert jnp.dtype("bfloat16") in expected.values()
+  assert {path: found[path] for path in expected} == expected
+  if kind != "scanned":  # a scan keeps no intermediates, but checks its carry
+    given = {found[path] for path in found.keys() - expected.keys()}
+    assert given == {jnp.dtype("bfloat16")}
+  # An adapter is kept, and differentiated, in float32.
+  tx, step = train_step(model)
+  state = jax.eval_shape(
+    lambda adapter: steps.init_state(adapter, tx, jax.random.key(0)), adapter
+  )
+  after, _ = jax.eval_shape(step, state, frozen, tiny.batch())
+  assert tiny.spec(after.adapter) == tiny.spec(adapter)
+
+
+@functools.cache
+def stepwise(model, style):
+  """Returns the compiled function (params, batch) -> logits, token by token."""
+
+  def ours(params, inputs, length):
+    cache = decoding.make_cache(model, params, inputs, length)
+    return cache, lambda cache, token: decoding.decode_step(
+      model, params, cache, inputs, token, length
+    )
+
+  def t5x(params, inputs, length):
+    """As T5X's models.py calls the network: `encoded` at every step."""
+    blank = jnp.ones((inputs.shape[0], length), jnp.int32)
+    _, variables = model.apply(
+      {"params": params},
+      jnp.ones_like(inputs),
+      blank,
+      blank,
+      decode=True,
+      enable_dropout=False,
+      mutable=["cache"],
+    )
+    encoded = model.apply(
+      {"params": params}, inputs, enable_dropout=False, method=model.encode
+    )
+
+    def advance(cache, token):
+      logits, variables = model.apply(
+        {"params": params, "cache": cache},
+        encoded,
+        inputs,
+        token,
+        token,
+        enable_dropout=False,
+        decode=True,
+        max_decode_length=length,
+        mutable=["cache"],
+        method=model.decode,
+      )
+      return logits, variables["cache"]
+
+    return variables["cache"], advance
+
+  def run(params, batch):
+    tokens = batch["decoder_input_tokens"]
+    inputs = batch["encoder_input_tokens"]
+    cache, advance = {"ours": ours, "t5x": t5x}[style](
+      params, inputs, tokens.shape[1]
+    )
+
+    def body(cache, token):
+      logits, cache = advance(cache, token[:, None])
+      return cache, logits[:, 0]
+
+    _, logits = jax.lax.scan(body, cache, tokens.T)
+    return jnp.swapaxes(logits, 0, 1)
+
+  return jax.jit(run)
+
+
+@pytest.mark.parametrize("style", ["ours", "t5x"])
+def test_cached_decoding_equals_teacher_forcing(model, trees, kind, style):
+  if style == "ours" and kind == "t5x":
+    pytest.skip("T5X's network keeps no keys and values of the encoder")
+  batch = tiny.batch()
+  # The targets mask nothing in decoding, so here they have no padding.
+  batch |= {"decoder_target_tokens": jnp.ones((4, 5), jnp.int32)}
+  params = join(*trees)
+  expected = tiny.logits(model)(params, batch)
+  found = stepwise(model, style)(params, batch)
+  tiny.assert_close(found, expected)
+
+
+def test_merged_equals_unmerged(model, network, trees):
+  params = join(*trees)
+  before = jax.tree.map(np.array, params)
+  merged = merge(params, model)
+  assert tiny.spec(merged) == tiny.spec(tiny.params(network))
+  batch = tiny.batch()
+  expected = tiny.logits(model)(params, batch)
+  found = tiny.logits(network)(merged, batch)
+  assert difference(expected, tiny.logits(network)(trees[0], batch)) > 1e-2
+  tiny.assert_close(found, expected)
+  tiny.assert_same(params, before)
