@@ -37,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   args.bindings = bindings
   try:
     return args.run(args) or 0
-  except (ValueError, FloatingPointError) as error:
-    # Ours are all ValueErrors whose text says what to do.
+  except (ValueError, RuntimeError, FloatingPointError) as error:
+    # Those of ours say what to do; the others are at least short.
     if os.environ.get("PEFT_JAX_TRACEBACK"):
       raise
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -295,13 +295,14 @@ def _export(args: Any) -> None:
 
 
 def _merge(args: Any) -> None:
-  from peft_jax import backbone, merge
+  from peft_jax import backbone
+  from peft_jax.merge import merge
   from peft_jax.train import opened
 
   found = opened.open_adapter(
     args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
   )
-  merged = merge.merge(found.params, found.model, dtype=args.dtype)
+  merged = merge(found.params, found.model, dtype=args.dtype)
   backbone.save(args.to, merged, model=found.manifest.model)
   print(f"{args.to}: backbone with the adapter folded in")
 

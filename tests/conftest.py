@@ -18,8 +18,8 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 T5X_PACKAGES = ("t5x", "airio", "jestimator")
 
-# Read when the first array is made, so importing JAX before is no harm. Compiling
-# takes most of the time of the tests: LLVM need not optimise the programs.
+# Read when the first array is made, so importing JAX before is no harm.
+# Compiling takes most of the time of the tests: LLVM need not optimise.
 _XLA_FLAGS = {
   "--xla_force_host_platform_device_count": 8,
   "--xla_backend_optimization_level": 0,

@@ -33,25 +33,21 @@ class CheckpointError(ValueError):
 class Checkpoints:
   """Saves a run's state in the background, keeps the latest and the best."""
 
-  def __init__(
-    self, model_dir: str | Path, *, keep: int, best_metric: str = ""
-  ) -> None:
+  def __init__(self, model_dir: str | Path, *, keep: int) -> None:
     """Opens or makes the folder of a run's checkpoints.
 
     Args:
       model_dir: the run's folder.
-      keep: number of latest checkpoints that are kept.
-      best_metric: metric whose highest value is kept besides; empty: none.
+      keep: number of latest checkpoints that are kept, the best one besides.
     """
-    kept: list[Any] = [policies.LatestN(keep)]
-    if best_metric:
-      kept.append(
-        policies.BestN(
-          get_metric_fn=lambda metrics: metrics[best_metric],
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+    kept: list[Any] = [
+      policies.LatestN(keep),
+      policies.BestN(
+        get_metric_fn=lambda metrics: metrics["score"],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      ),
+    ]
     self._manager = ocp.CheckpointManager(
       Path(model_dir).absolute() / FOLDER,
       options=ocp.CheckpointManagerOptions(
@@ -72,14 +68,14 @@ class Checkpoints:
     state: TrainState,
     manifest: Manifest,
     *,
-    metrics: Mapping[str, float] | None = None,
+    score: float | None = None,
   ) -> None:
     """Starts saving the state; returns when its values have been copied.
 
     Args:
       state: the state, every leaf whole on every process.
       manifest: describes the adapter.
-      metrics: evaluation of this state; decides which checkpoint is best.
+      score: of an evaluation; the checkpoint with the highest is the best.
     """
     step = int(state.step)
     if step in self._manager.all_steps():
@@ -91,7 +87,7 @@ class Checkpoints:
         optimizer=ocp.args.StandardSave(_optimizer_item(state)),
         manifest=ocp.args.JsonSave(manifests.to_json(manifest)),
       ),
-      metrics=dict(metrics) if metrics else None,
+      metrics=None if score is None else {"score": score},
     )
 
   def latest(self) -> int | None:

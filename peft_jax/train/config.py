@@ -55,7 +55,8 @@ class Config:
     eval_batch_size: B in evaluation.
     max_eval_examples: evaluates only so many; 0: all.
     eval_frozen: evaluates the frozen model before training.
-    best_metric: metric that decides which checkpoint is best.
+    best_metric: task/metric that decides which checkpoint is best; empty: the
+      first metric of the first task.
     checkpoint_period: steps between checkpoints.
     keep: number of latest checkpoints kept, the best one besides.
     log_period: steps between records of the log.
@@ -92,7 +93,7 @@ class Config:
   eval_batch_size: int = 32
   max_eval_examples: int = 0
   eval_frozen: bool = True
-  best_metric: str = "accuracy"
+  best_metric: str = ""
   checkpoint_period: int = 500
   keep: int = 2
   log_period: int = 10
@@ -142,6 +143,7 @@ _MAY_CHANGE = (
   "EVAL_PERIOD",
   "EVAL_BATCH_SIZE",
   "EVAL_FROZEN",
+  "BEST_METRIC",
   "MAX_EVAL_EXAMPLES",
   "CHECKPOINT_PERIOD",
   "KEEP",

@@ -15,7 +15,7 @@ from peft_jax import layout, partition, sharding
 from peft_jax import manifest as manifests
 from peft_jax.train import data, evaluate, report, run_dir
 from peft_jax.train.checkpoints import Checkpoints
-from peft_jax.train.config import Config, Resolved
+from peft_jax.train.config import Config, ConfigError, Resolved
 from peft_jax.train.evaluate import Evaluation
 from peft_jax.train.logs import RunLog, read_metrics
 from peft_jax.train.preemption import EXIT_CODE, Preemption
@@ -120,8 +120,7 @@ def _run(
 ) -> tuple[TrainState, list[Evaluation]]:
   """Takes the steps; returns the last state and its evaluation."""
   config, state = resolved.config, run.state
-  best = f"{evaluator.eval_sets[0].task.name}/{config.best_metric}"
-  saved = Checkpoints(config.model_dir, keep=config.keep, best_metric=best)
+  saved = Checkpoints(config.model_dir, keep=config.keep)
   log = RunLog(directory=config.model_dir, enabled=is_first_process())
   if resuming:
     state = saved.restore(state)
@@ -155,7 +154,8 @@ def _run(
   def save(state: TrainState, metrics: Mapping[str, float] | None) -> None:
     state = gather(state)
     manifest = _manifest(resolved, run, state, metrics)
-    saved.save(state, manifest, metrics=metrics)
+    score = evaluator.score(metrics) if metrics else None
+    saved.save(state, manifest, score=score)
 
   adapted: list[Evaluation] = []
   window: list[Any] = []
@@ -245,6 +245,19 @@ class Evaluator:
       for e in evaluations
       for name, value in e.metrics.items()
     }
+
+  def score(self, metrics: Mapping[str, float]) -> float:
+    """Returns the metric that decides which checkpoint is best.
+
+    Raises:
+      ConfigError: if no task has it.
+    """
+    name = self.config.best_metric or next(iter(metrics))
+    if name not in metrics:
+      raise ConfigError(
+        f"expected BEST_METRIC to be one of {sorted(metrics)}, found {name!r}."
+      )
+    return metrics[name]
 
 
 def is_first_process() -> bool:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft_jax import merge, partition
+from peft_jax import partition
+from peft_jax.merge import merge
 from peft_jax.train import config, loop, opened, run_dir
 from peft_jax.train.evaluate import Evaluation
 
@@ -51,7 +52,7 @@ def run(model_dir: str, bindings: Sequence[str] = ()) -> int:
   summary = loop.train(resolved)
   found = opened.open_adapter(model_dir, bindings=bindings)
   [adapted] = opened.evaluate_task(found)
-  merged = merge.merge(found.params, found.model)
+  merged = merge(found.params, found.model)
   [folded] = opened.evaluate_task(
     found, params=merged, network=found.model.network
   )

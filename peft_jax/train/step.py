@@ -133,7 +133,7 @@ def make_train_step(
       "loss": loss / real,
       "accuracy": right / real,
       "tokens": tokens,
-      "gradient_norm": optax.global_norm(grads),
+      "gradient_norm": optax.tree.norm(grads),
       "unreached": jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(grads)]),
     }
     return TrainState(state.step + 1, adapter, opt_state, state.rng), metrics

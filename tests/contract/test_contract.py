@@ -202,9 +202,7 @@ def test_saved_and_restored_are_bit_equal(model, network, trees, tmp_path):
     backbone={"source": "tiny", "fingerprint": "f"},
   )
   spec = split(tiny.shapes(model), model)[1]
-  found = checkpoint.restore(
-    tmp_path / "adapter", model, spec, fingerprint="f"
-  )
+  found = checkpoint.restore(tmp_path / "adapter", model, spec, fingerprint="f")
   tiny.assert_same(found, adapter)
   # The rules in the manifest are enough to build the model again.
   read = manifest.read(tmp_path / "adapter")

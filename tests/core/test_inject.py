@@ -131,10 +131,7 @@ def test_rules_at_one_site_nest_in_their_order(ia3_first, side):
   if side == "input":
     scaling = scaling[:, None]
   kernel, low = p["first"]["kernel"], 1.5 * lora["a"] @ lora["b"]
-  if ia3_first:
-    kernel = kernel * scaling + low
-  else:
-    kernel = (kernel + low) * scaling
+  kernel = kernel * scaling + low if ia3_first else (kernel + low) * scaling
   expected = np.asarray(X) @ kernel @ p["second"]["kernel"]
   expected = expected @ p["second"]["kernel"]
   found = model.apply({"params": params}, X)

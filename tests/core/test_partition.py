@@ -115,9 +115,17 @@ def test_rule_table(scanned):
   lines = text.splitlines()
   assert len(lines) == 3
   assert "layers_0" in lines[1]
-  assert len({line.index(part) for line, part in zip(
-    lines, ("pattern", "kv", "encoder/.*"), strict=True
-  )}) == 1
+  assert (
+    len(
+      {
+        line.index(part)
+        for line, part in zip(
+          lines, ("pattern", "kv", "encoder/.*"), strict=True
+        )
+      }
+    )
+    == 1
+  )
 
 
 def test_rule_table_writes_thousands():

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from peft_jax import layout, networks
 from peft_jax.train.step import network_inputs
 
-# No two sizes are equal, and H*K differs from D: a swapped axis shows. Compiling
-# takes nearly all of the time of these tests, so layers are few.
+# No two sizes are equal, and H*K differs from D: a swapped axis shows. The
+# tests' time is spent compiling, so layers are few.
 SIZES = {
   "vocab_size": 32,
   "emb_dim": 16,
@@ -158,7 +158,10 @@ def spec(tree):
 
 def assert_same(found, expected):
   """Asserts that two trees have the same paths and the same bytes."""
-  found, expected = flatten_dict(found, sep="/"), flatten_dict(expected, sep="/")
+  found, expected = (
+    flatten_dict(found, sep="/"),
+    flatten_dict(expected, sep="/"),
+  )
   assert found.keys() == expected.keys()
   for path, leaf in found.items():
     assert leaf.dtype == expected[path].dtype, path

@@ -24,7 +24,7 @@ def test_bindings_win_over_files():
   assert isinstance(found.adapters[0].adapter, LoRA)
 
 
-@pytest.mark.parametrize("files", itertools.permutations(BASE))
+@pytest.mark.parametrize("files", list(itertools.permutations(BASE)))
 def test_order_of_files_does_not_matter(files):
   assert (
     config.resolve(files, REQUIRED).settings
