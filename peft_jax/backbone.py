@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout
+from peft_jax import layout, orbax_io
 from peft_jax.checkpoint import read_npz, read_orbax
 
 FILE_NAME = "backbone.json"
@@ -54,8 +53,7 @@ def save(
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   tree = layout.to_layers(params)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(partial / PARAMS, tree)
+  orbax_io.write(partial / PARAMS, tree)
   leaves = {
     path: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
     for path, leaf in sorted(flatten_dict(tree, sep="/").items())

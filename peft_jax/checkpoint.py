@@ -10,17 +10,15 @@ number of devices, or none, can read them.
 
 import json
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout
+from peft_jax import layout, orbax_io
 from peft_jax import manifest as manifests
 from peft_jax.inject import Adapted
 from peft_jax.manifest import Manifest
@@ -63,7 +61,9 @@ def save(
       f" {sorted(p.name for p in directory.iterdir())[:3]}. Nothing was"
       " written; choose another one."
     )
-  leaves = jax.tree.map(np.asarray, layout.to_layers(adapter))
+  leaves = jax.tree.map(
+    lambda leaf: np.asarray(leaf).astype(np.float32), layout.to_layers(adapter)
+  )
   if not jax.tree.leaves(leaves):
     raise AdapterError(
       "expected adapter leaves, found none; nothing was written. Pass the"
@@ -77,8 +77,7 @@ def save(
   partial.mkdir(parents=True)
   flat = flatten_dict(leaves, sep="/")
   np.savez(partial / NPZ, **flat)
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(partial / ORBAX, leaves)
+  orbax_io.write(partial / ORBAX, leaves)
   text = json.dumps(manifests.to_json(manifest), indent=2, sort_keys=True)
   (partial / manifests.FILE_NAME).write_text(text + "\n")
   verify(manifest, read_orbax(partial / ORBAX), source=str(directory))
@@ -210,9 +209,10 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     AdapterError: if the file is truncated or damaged.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
-  except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    # numpy leaves a file open that it cannot read; ours it leaves to us.
+    with Path(path).open("rb") as file, np.load(file) as leaves:
+      return {name: leaves[name] for name in leaves.files}
+  except Exception as error:  # zipfile, zlib and numpy raise many kinds
     raise AdapterError(
       f"expected a whole .npz file at {path}, found a damaged one ({error})."
       " Nothing was loaded; copy it again."
@@ -226,12 +226,7 @@ def read_orbax(path: Path) -> dict[str, np.ndarray]:
     AdapterError: if it cannot be read.
   """
   try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      metadata = checkpointer.metadata(path).item_metadata
-      args = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
-      )
-      tree = checkpointer.restore(path, restore_args=args)
+    tree = orbax_io.read(path)
   except Exception as error:  # tensorstore and orbax raise many kinds
     raise AdapterError(
       f"expected an Orbax checkpoint at {path}, found one that cannot be read"

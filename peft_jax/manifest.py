@@ -204,10 +204,15 @@ def from_json(values: Any, *, source: str) -> Manifest:
   Raises:
     ManifestError: if a field is missing or the format is unknown.
   """
-  fields = {field.name for field in dataclasses.fields(Manifest)}
-  if not isinstance(values, dict) or not {"rules", "leaves"} <= values.keys():
+  fields = {field.name: field for field in dataclasses.fields(Manifest)}
+  needed = {
+    name
+    for name, field in fields.items()
+    if field.default is field.default_factory is dataclasses.MISSING
+  }
+  if not isinstance(values, dict) or not needed <= values.keys():
     raise ManifestError(
-      f"expected a manifest with {sorted(fields)} in {source}, found"
+      f"expected a manifest with {sorted(needed)} in {source}, found"
       f" {sorted(values) if isinstance(values, dict) else type(values)}. The"
       " file is not an adapter's manifest."
     )
@@ -250,8 +255,9 @@ def fingerprint(backbone: Any) -> str:
   layers.
 
   Example:
-    >>> fingerprint({"kernel": np.zeros((2, 2))})[:8]
-    'ad4ef1cf'
+    >>> kernel = np.arange(4, dtype=np.float32)
+    >>> fingerprint({"kernel": kernel}) == fingerprint({"kernel": kernel + 1})
+    False
 
   Args:
     backbone: tree of arrays, without adapter leaves.

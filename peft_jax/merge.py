@@ -24,8 +24,8 @@ def merge(params: Any, model: Adapted, *, dtype: Any = None) -> dict:
     >>> import numpy as np
     >>> from peft_jax import IA3, Rule
     >>> model = Adapted(None, [Rule("key", IA3())])
-    >>> params = {"key": {"kernel": np.ones((1, 2)),
-    ...   "ia3": {"scaling": np.array([1.0, 3.0])}}}
+    >>> params = {"key": {"kernel": np.ones((1, 2), np.float32),
+    ...   "ia3": {"scaling": np.array([1, 3], np.float32)}}}
     >>> merge(params, model)["key"]["kernel"].tolist()
     [[1.0, 3.0]]
 

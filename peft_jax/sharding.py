@@ -51,7 +51,7 @@ def make_mesh(
   """Returns a mesh with the axes `data` and `model`.
 
   Example:
-    >>> make_mesh(data=1, model=1).axis_names
+    >>> make_mesh(data=1, devices=jax.devices()[:1]).axis_names
     ('data', 'model')
 
   Args:
@@ -84,7 +84,7 @@ def use(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
   """Makes `mesh` and `rules` the ones that `constrain` resolves names with.
 
   Example:
-    >>> with use(make_mesh(data=1, model=1)):
+    >>> with use(make_mesh()):
     ...   pass
   """
   with jax.set_mesh(mesh), flax_partitioning.axis_rules(rules):
@@ -110,8 +110,8 @@ def spec(axes: Sequence[str | None], rules: Rules = DEFAULT_RULES) -> Any:
   """Returns the `PartitionSpec` of logical `axes`; each mesh axis used once.
 
   Example:
-    >>> spec(("embed", "mlp"))
-    PartitionSpec(None, 'model')
+    >>> tuple(spec(("embed", "mlp")))
+    (None, 'model')
   """
   table = dict(rules)
   used: set[str | None] = {None}

@@ -1,8 +1,8 @@
 """The quickstart's data: a multi-task mixture and a task it does not contain.
 
 All text is generated here, from small word lists, so that the quickstart needs
-no download. A sentence has a topic (four) and a mood (two). The mixture asks for
-them, and for words to be repeated, in many wordings with many label words.
+no download. A sentence has a topic (four) and a mood (two). The mixture asks
+for them, and for words to be repeated, in many wordings with many label words.
 The held-out task asks for the mood in a wording and with label words that the
 mixture never pairs with it.
 """

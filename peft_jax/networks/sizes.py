@@ -69,7 +69,6 @@ def default_dtype() -> Any:
   bfloat16 on TPU and GPU; float32 on CPU, where XLA's bfloat16 is slow.
 
   Example:
-
     >>> default_dtype() in (jnp.float32, jnp.bfloat16)
     True
   """

@@ -9,7 +9,6 @@ its name when it is complete, so a run killed while saving goes on from the
 checkpoint before.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

@@ -35,19 +35,18 @@ NETWORKS = {
 }
 
 
+# Of the module's scope, so that the tests of one model follow one another: they
+# share what was compiled for it, and so does a worker of several.
 @pytest.fixture(
-  params=[
-    "ours",
-    "scanned",
-    pytest.param("t5x", marks=pytest.mark.t5x),
-  ]
+  scope="module",
+  params=["ours", "scanned", pytest.param("t5x", marks=pytest.mark.t5x)],
 )
 def kind(request):
   """Name of the network."""
   return request.param
 
 
-@pytest.fixture(params=list(methods.METHODS))
+@pytest.fixture(scope="module", params=list(methods.METHODS))
 def method(request):
   """Name of the method."""
   return request.param

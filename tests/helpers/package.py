@@ -20,6 +20,7 @@ CORE = (
   "optim",
   "losses",
   "decoding",
+  "orbax_io",
   "manifest",
   "checkpoint",
   "backbone",

@@ -1,0 +1,40 @@
+"""Trees of arrays as Orbax checkpoints; the only core file that needs Orbax.
+
+Orbax is imported when it is used: it takes as long to import as JAX, and
+machines that only train or measure do without it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def write(path: Path, tree: Any) -> None:
+  """Writes a tree of arrays to a new directory.
+
+  Args:
+    path: absolute; must not exist.
+    tree: nested dicts of arrays.
+  """
+  import orbax.checkpoint as ocp
+
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, tree)
+
+
+def read(path: Path) -> Any:
+  """Reads a tree as numpy arrays, whatever devices wrote it.
+
+  Args:
+    path: absolute.
+  """
+  import orbax.checkpoint as ocp
+
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    metadata = checkpointer.metadata(path).item_metadata
+    args = jax.tree.map(
+      lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
+    )
+    return checkpointer.restore(path, restore_args=args)
