@@ -59,7 +59,13 @@ def benchmark():
 def run_script(*flags):
   """Runs the script at tiny sizes, as the command line would."""
   sizes = [f"--{name}={value}" for name, value in TINY.items()]
-  sizes += ["--limit_sizes=64", "--steps=2", "--warmup=1", "--pause=0"]
+  sizes += [
+    "--num_layers=1",
+    "--limit_sizes=64",
+    "--steps=2",
+    "--warmup=1",
+    "--pause=0",
+  ]
   return subprocess.run(
     [sys.executable, "-c", BARE, str(SCRIPT), *sizes, *flags],
     cwd=ROOT,
@@ -70,6 +76,7 @@ def run_script(*flags):
   )
 
 
+@pytest.mark.slow
 def test_rows_without_peer(tmp_path):
   out = tmp_path / "rows.json"
   done = run_script(f"--json={out}")
