@@ -52,7 +52,8 @@ def benchmark():
   spec = importlib.util.spec_from_file_location("train_step_benchmark", SCRIPT)
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module
-  yield (spec.loader.exec_module(module), module)[1]
+  spec.loader.exec_module(module)
+  yield module
   del sys.modules[spec.name]
 
 

@@ -42,6 +42,7 @@ def test_mesh_of_some_devices():
     ({"model": 3}, "2 x 3 = 6"),
     ({"data": 8, "model": 2}, "8 x 2 = 16"),
     ({"model": 16}, "1 x 16 = 16"),
+    ({"model": 0}, "8 x 0 = 0"),
   ],
 )
 def test_a_mesh_that_does_not_fit_says_what_would(sizes, found):
@@ -60,7 +61,7 @@ def test_check_batch():
   message = str(error.value)
   assert "4 x 2 = 8, found 10. Use 8 or 16." in message
   # Smaller than one row for each: there is no batch size below.
-  with pytest.raises(ShardingError, match=r"= 4, found 3\. Use 4"):
+  with pytest.raises(ShardingError, match=r"= 4, found 3\. Use 4\.$"):
     sharding.check_batch(3, mesh=mesh)
 
 
