@@ -64,7 +64,7 @@ def make_mesh(
   """
   devices = jax.devices() if devices is None else list(devices)
   if data is None:
-    data = max(1, len(devices) // model)
+    data = max(1, len(devices) // max(1, model))
   if data * model != len(devices):
     raise ShardingError(
       f"expected data x model = {len(devices)} devices, found {data} x"
@@ -182,9 +182,10 @@ def check_batch(batch_size: int, *, mesh: Mesh, micro_batches: int = 1) -> None:
   data = mesh.shape["data"]
   unit = data * micro_batches
   if batch_size % unit:
-    below = max(unit, batch_size - batch_size % unit)
+    below = batch_size - batch_size % unit
+    fitting = [str(size) for size in (below, below + unit) if size]
     raise ShardingError(
       f"expected a batch size divisible by data axis x micro-batches = {data} x"
-      f" {micro_batches} = {unit}, found {batch_size}. Use {below}"
-      f" or {batch_size + unit - batch_size % unit}."
+      f" {micro_batches} = {unit}, found {batch_size}. Use"
+      f" {' or '.join(fitting)}."
     )
