@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     lora
     0
   """
+  # TensorFlow only feeds data here; its start-up notes are no news to anyone.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   argv = list(sys.argv[1:] if argv is None else argv)
   if argv[:1] == ["doctor"]:
     from peft_jax import doctor

@@ -321,8 +321,8 @@ class Attention(nn.Module):
 def softmax(x: Array) -> Array:
   """Returns the softmax over the last axis; x: [..., S] float.
 
-  As `jax.nn.softmax`, but its backward pass needs the result alone: that saves
-  a tenth of a training step on CPU and a fifth of its temporary memory.
+  As `jax.nn.softmax`, but its backward pass needs the result alone, which saves
+  a fifth of a training step's temporary memory on CPU.
 
   Example:
     >>> softmax(jnp.zeros(4)).tolist()
