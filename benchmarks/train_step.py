@@ -269,6 +269,11 @@ class Ours:
       train_step.make_train_step(model, tx, dropout=False), donate_argnums=0
     )
 
+  def program(self) -> str:
+    """Returns the compiled step as XLA's text."""
+    lowered = self._step.lower(self._state, self._frozen, self._batch)
+    return lowered.compile().as_text() or ""
+
   def step(self) -> float:
     """Does one step; returns its seconds."""
     start = time.perf_counter()
