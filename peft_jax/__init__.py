@@ -5,9 +5,26 @@ model, H heads, K head dim, F hidden size of the MLP, P prompt length, R rank,
 V vocabulary. Docstrings write joined axes with a product, H*K.
 """
 
-from peft_jax import networks
+from peft_jax import networks, optim, reparametrization, start
 from peft_jax._version import __version__
-from peft_jax.adapters import IA3, LoRA
+from peft_jax.adapters import (
+  IA3,
+  BitFit,
+  Bottleneck,
+  Compacter,
+  DeepPrompt,
+  DoRA,
+  EmbeddingLoRA,
+  FishMask,
+  IntrinsicSAID,
+  LoRA,
+  LowRankAdapter,
+  PiSSA,
+  Prefix,
+  Prompt,
+  Unfreeze,
+  VeRA,
+)
 from peft_jax.checkpoint import load, restore, save
 from peft_jax.inject import Adapted
 from peft_jax.merge import merge
@@ -17,14 +34,31 @@ from peft_jax.rules import Rule
 __all__ = [
   "IA3",
   "Adapted",
+  "BitFit",
+  "Bottleneck",
+  "Compacter",
+  "DeepPrompt",
+  "DoRA",
+  "EmbeddingLoRA",
+  "FishMask",
+  "IntrinsicSAID",
   "LoRA",
+  "LowRankAdapter",
+  "PiSSA",
+  "Prefix",
+  "Prompt",
   "Rule",
+  "Unfreeze",
+  "VeRA",
   "__version__",
   "join",
   "load",
   "merge",
   "networks",
+  "optim",
+  "reparametrization",
   "restore",
   "save",
   "split",
+  "start",
 ]

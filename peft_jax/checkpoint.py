@@ -61,9 +61,7 @@ def save(
       f" {sorted(p.name for p in directory.iterdir())[:3]}. Nothing was"
       " written; choose another one."
     )
-  leaves = jax.tree.map(
-    lambda leaf: np.asarray(leaf).astype(np.float32), layout.to_layers(adapter)
-  )
+  leaves = jax.tree.map(_storable, layout.to_layers(adapter))
   if not jax.tree.leaves(leaves):
     raise AdapterError(
       "expected adapter leaves, found none; nothing was written. Pass the"
@@ -235,14 +233,20 @@ def read_orbax(path: Path) -> dict[str, np.ndarray]:
   return flatten_dict(tree, sep="/")
 
 
+def _storable(leaf: Any) -> np.ndarray:
+  """Trained leaves are stored in float32; indices stay whole numbers."""
+  array = np.asarray(leaf)
+  if np.issubdtype(array.dtype, np.integer):
+    return array
+  return array.astype(np.float32)
+
+
 def _per_layer_shapes(spec: Any) -> dict[str, tuple[int, ...]]:
-  shapes = {}
-  for path, leaf in flatten_dict(spec, sep="/").items():
-    stacked = layout.is_stacked(path)
-    rows = leaf.shape[0] if stacked else 1
-    shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
-    shapes.update(dict.fromkeys(layout.paths_of(path, rows), shape))
-  return shapes
+  return {
+    path: shape
+    for stacked, leaf in flatten_dict(spec, sep="/").items()
+    for path, shape in layout.rows_of(stacked, leaf)
+  }
 
 
 def _depth(paths: Mapping[str, Any]) -> int:

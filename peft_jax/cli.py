@@ -218,12 +218,11 @@ def _check(args: Any) -> None:
   config = resolved.config
   model = Adapted(config.network, config.adapters)
   params = shapes_of(model)["params"]
-  frozen, adapter = partition.split(params, model)
-  print(partition.format_rule_table(partition.rule_table(adapter, model)))
-  trained, total = partition.count(adapter), partition.count(frozen)
+  print(partition.format_rule_table(partition.rule_table(params, model)))
+  counts = partition.counts(params, model)
   print(
-    f"trained {trained:,} of {trained + total:,} parameters"
-    f" ({100 * trained / (trained + total):.3f} %)"
+    f"trained {counts['trained_parameters']:,} of"
+    f" {counts['all_parameters']:,} parameters ({100 * counts['share']:.3f} %)"
   )
   mesh = sharding.make_mesh(model=config.model_parallel)
   sharding.check_batch(
@@ -279,21 +278,25 @@ def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _export(args: Any) -> None:
-  from peft_jax import checkpoint
+  from peft_jax import checkpoint, reparametrization
   from peft_jax import manifest as manifests
+  from peft_jax.inject import Adapted
   from peft_jax.train import checkpoints
 
   found, leaves = checkpoints.read(args.adapter, step=args.step)
+  rules = [manifests.rule_from_json(rule) for rule in found.rules]
+  leaves, model = reparametrization.drop(leaves, Adapted(None, rules))
   checkpoint.save(
     args.to,
     leaves,
-    [manifests.rule_from_json(rule) for rule in found.rules],
+    model.rules,
     model=found.model,
     backbone=found.backbone,
     training=found.training,
   )
   size = sum(p.stat().st_size for p in Path(args.to).rglob("*") if p.is_file())
-  print(f"{args.to}: {len(found.leaves)} leaves, {size:,} bytes on disk")
+  number = len(manifests.read(args.to).leaves)
+  print(f"{args.to}: {number} leaves, {size:,} bytes on disk")
 
 
 def _merge(args: Any) -> None:
@@ -358,16 +361,9 @@ def _count(model_name: str, adapter_name: str) -> dict[str, int | float]:
   from peft_jax.train import config
   from peft_jax.train.setup import shapes_of
 
-  rules = config.read_adapters(_named("adapters", adapter_name))
+  rules = config.read_adapters(_named("adapters", adapter_name), model_name)
   model = Adapted(networks.create(model_name), rules)
-  frozen, adapter = partition.split(shapes_of(model)["params"], model)
-  trained, backbone = partition.count(adapter), partition.count(frozen)
-  return {
-    "trained_parameters": trained,
-    "backbone_parameters": backbone,
-    "share": trained / (trained + backbone),
-    "adapter_bytes": partition.nbytes(adapter),
-  }
+  return partition.counts(shapes_of(model)["params"], model)
 
 
 def _quickstart(args: Any) -> int:

@@ -1,23 +1,27 @@
-"""Places adapters in a network; the only file that knows interceptors.
+"""Places adapters in a network; the only file that enters interceptors.
 
 Flax calls an interceptor around every module call. Ours looks the module's
-path up in the rules and, where one matches, makes the adapter as a child of
-that module: the backbone's own tree does not change. Rules at one site nest in
-their order: the first is innermost, the next adapts the result.
+path up in the rules and, where one matches, lets `places` wrap the call. Rules
+at one site nest in their order: the first is innermost, the next adapts the
+result.
 """
 
 import dataclasses
 import functools
-import inspect
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import FrozenDict, unfreeze
+from flax.linen.partitioning import AxisMetadata
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout
-from peft_jax.adapters.base import Adapter, Site
+from peft_jax import layout, places, sharding
+from peft_jax.adapters.base import Adapter, Leaf
+from peft_jax.places import Trace
 from peft_jax.rules import (
   Rule,
   TargetError,
@@ -25,6 +29,11 @@ from peft_jax.rules import (
   claimants,
   flatten,
 )
+
+_INTERCEPTED = ("__call__", "attend")
+
+# Positions of adapters that act on parameters and not on a module's call.
+_ON_PARAMETERS = ("leaves", "backbone")
 
 # Methods of nn.Module that trace the network some other way, for which no
 # interceptor can be entered here: an adapter would silently be left out.
@@ -61,22 +70,71 @@ class Adapted:
   def __post_init__(self) -> None:
     object.__setattr__(self, "rules", flatten(self.rules))
 
-  def init(self, *args: Any, **kwargs: Any) -> Any:
+  def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
     """Returns the variables; as `network.init`.
+
+    Adapters that start from the backbone's parameters hold NaN until
+    `start.from_backbone` has seen these.
 
     Raises:
       TargetError: if a rule matches no module, or two claim one.
     """
-    record = _Record()
-    with nn.intercept_methods(self._interceptor(record)):
-      variables = self.network.init(*args, **kwargs)
-    check_coverage(self.rules, record.placed(), list(record.candidates))
-    return variables
+    wanted = self._wanted(args, kwargs)
+    root = rngs["params"] if isinstance(rngs, Mapping) else rngs
+    external = {path: _draw(root, path, leaf) for path, leaf in wanted.items()}
+    trace = self._trace(external)
+    with nn.intercept_methods(self._interceptor(trace)):
+      variables = self.network.init(rngs, *args, **kwargs)
+    own = flatten_dict(_plain(variables["params"]), sep="/")
+    self._check_coverage(trace, own)
+    beside = self.layers_beside(own)
+    if not external and not beside:
+      return variables
+    names = sharding.axis_names(_plain(variables["params_axes"]))
+    axes = {path: leaf.axes for path, leaf in wanted.items()}
+    for layer, (path, _) in beside.items():
+      axes[layer] = tuple(name for name in names[path] if name != "layers")
+    copies = {layer: own[p][index] for layer, (p, index) in beside.items()}
+    return _extended(variables, external | copies, axes)
 
-  def apply(self, *args: Any, **kwargs: Any) -> Any:
+  def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls the network on given variables; as `network.apply`."""
-    with nn.intercept_methods(self._interceptor(_Record())):
-      return self.network.apply(*args, **kwargs)
+    trace = self._trace({})
+    if any(map(_needs_parameters, self.rules)):
+      params = flatten_dict(_plain(variables["params"]), sep="/")
+      trace.values = params
+      variables = {**variables, "params": self.effective(params)}
+    with nn.intercept_methods(self._interceptor(trace)):
+      return self.network.apply(variables, *args, **kwargs)
+
+  def effective(self, flat: Mapping[str, Any]) -> dict:
+    """Returns the tree that the network is to see.
+
+    Adapters that act on parameters have acted, and layers that stand beside
+    their stack have replaced its rows.
+
+    Args:
+      flat: leaf path -> array, of backbone and adapters.
+    """
+    beside = self.layers_beside(flat)
+    result = {path: x for path, x in flat.items() if path not in beside}
+    for layer, (path, index) in beside.items():
+      result[path] = jnp.asarray(result[path]).at[index].set(flat[layer])
+    for rule in self.rules:
+      if rule.adapter.position == "leaves":
+        scope = f"{rule.name}_shared/all/"
+        own = {
+          path.removeprefix(scope): leaf
+          for path, leaf in flat.items()
+          if path.startswith(scope)
+        }
+        targets = {p: x for p, x in result.items() if self.targets(rule, p)}
+        tree = unflatten_dict(targets, sep="/")
+        rows = flatten_dict(layout.to_layers(tree), sep="/")
+        rows = rule.adapter.transform(rows, own)  # pyright: ignore
+        tree = layout.like(unflatten_dict(rows, sep="/"), tree)
+        result |= flatten_dict(tree, sep="/")
+    return unflatten_dict(result, sep="/")
 
   def clone(self, **kwargs: Any) -> "Adapted":
     """Returns a copy whose network has some fields replaced."""
@@ -90,13 +148,9 @@ class Adapted:
     Raises:
       TargetError: as `init`.
     """
-    record = _Record()
-    with nn.intercept_methods(self._interceptor(record)):
-      jax.eval_shape(
-        functools.partial(self.network.init, **kwargs), jax.random.key(0), *args
-      )
-    check_coverage(self.rules, record.placed(), list(record.candidates))
-    return record.placed()
+    trace, params = self._dry_run(args, kwargs)
+    self._check_coverage(trace, params)
+    return {rule: list(paths) for rule, paths in trace.sites.items()}
 
   def rule_of(self, path: str) -> tuple[Rule, str, str] | None:
     """Returns what owns a parameter: rule, site and leaf name.
@@ -105,9 +159,13 @@ class Adapted:
       path: '/'-joined path of a leaf, in either view of the layers.
 
     Returns:
-      None for a parameter of the backbone.
+      None for a frozen parameter of the backbone. A parameter of the backbone
+      that is trained is its own site, with an empty leaf name.
     """
     parts = path.split("/")
+    for rule in self.rules:
+      if parts[0] == f"{rule.name}_shared":
+        return rule, parts[0], "/".join(parts[1:])
     for i in range(1, len(parts) - 1):
       site, name, leaf = "/".join(parts[:i]), parts[i], "/".join(parts[i + 1 :])
       for rule in self.rules:
@@ -115,10 +173,33 @@ class Adapted:
           rule.matches(p) for p in self.layer_paths(site)
         ):
           return rule, site, leaf
+    for rule in self.rules:
+      if rule.adapter.position == "backbone" and self.targets(rule, path):
+        return rule, path, ""
     return None
 
+  @functools.cached_property
+  def slots(self) -> dict[str, int]:
+    """Stack -> number of vectors that prompts put in front of its tokens.
+
+    Raises:
+      TargetError: if prompts disagree.
+    """
+    lengths = {
+      rule.adapter.length  # pyright: ignore
+      for rule in self.rules
+      if hasattr(rule.adapter, "length")
+      and rule.adapter.position != "attention"
+    }
+    if len(lengths) > 1:
+      raise TargetError(
+        "expected the prompts of one stack to have one length, found"
+        f" {sorted(lengths)}. Give them the same length."
+      )
+    return {"encoder": max(lengths, default=0)}
+
   def __getattr__(self, name: str) -> Any:
-    if name.startswith("__") or name in ("network", "rules"):
+    if name.startswith("__") or name in ("network", "rules", "slots"):
       raise AttributeError(name)
     if name in _REFUSED:
       raise AttributeError(
@@ -136,7 +217,14 @@ class Adapted:
     }
     return layout.layer_paths(path, num_layers)
 
-  def _interceptor(self, record: "_Record") -> Callable[..., Any]:
+  def _trace(self, values: Mapping[str, Any] | None) -> Trace:
+    return Trace(values=values, slots=self.slots)
+
+  def _interceptor(self, trace: Trace) -> Callable[..., Any]:
+    modules = [
+      r for r in self.rules if r.adapter.position not in _ON_PARAMETERS
+    ]
+
     def intercept(
       call: Callable[..., Any],
       args: tuple,
@@ -144,49 +232,120 @@ class Adapted:
       context: nn.module.InterceptorContext,
     ) -> Any:
       module = context.module
-      if not module.path:
-        record.note_dropout(call, args, kwargs)
-      if context.method_name != "__call__" or _is_own(module):
+      if _is_own(module):
         return call(*args, **kwargs)
-      paths = self.layer_paths("/".join(module.path))
-      record.candidates.update(dict.fromkeys(paths))
-      for rule in claimants(self.rules, paths):
-        record.sites.setdefault(rule, {}).update(dict.fromkeys(paths))
-        call = _adapt(rule, module, call, record.deterministic(module))
+      if not module.path:
+        trace.note_call(call, args, kwargs)
+      if context.method_name not in _INTERCEPTED:
+        return call(*args, **kwargs)
+      path = "/".join(module.path)
+      paths = self.layer_paths(path)
+      claimed = claimants(modules, paths)
+      if context.method_name == "attend":
+        claimed = [r for r in claimed if r.adapter.position == "embedding"]
+      trace.candidates.update(dict.fromkeys(paths))
+      call = places.with_slots(module, call, trace)
+      for rule in claimed:
+        trace.sites.setdefault(rule, {}).update(dict.fromkeys(paths))
+        call = places.place(rule, module, call, trace)
+      call = places.with_prefix(path, call, trace)
+      call = places.with_prompt(path, call, trace)
       return call(*args, **kwargs)
 
     return intercept
 
+  def _dry_run(self, args: tuple, kwargs: dict) -> tuple[Trace, dict]:
+    """Traces the network; returns what was met and its parameters' shapes."""
+    trace = self._trace(None)
+    with nn.intercept_methods(self._interceptor(trace)):
+      variables = jax.eval_shape(
+        functools.partial(self.network.init, **kwargs), jax.random.key(0), *args
+      )
+    return trace, flatten_dict(_plain(variables["params"]), sep="/")
 
-@dataclasses.dataclass(kw_only=True)
-class _Record:
-  """What one trace of the network met."""
+  def _wanted(self, args: tuple, kwargs: dict) -> dict[str, Leaf]:
+    """Returns path -> leaf of all that lies outside of modules."""
+    if not any(map(_has_external, self.rules)):
+      return {}
+    trace, params = self._dry_run(args, kwargs)
+    wanted = dict(trace.wanted)
+    for rule in self.rules:
+      if rule.adapter.position == "leaves":
+        rows = {
+          layer: shape
+          for path, leaf in params.items()
+          if self.targets(rule, path)
+          for layer, shape in layout.rows_of(path, leaf)
+        }
+        if rows:
+          own = rule.adapter.own_leaves(rows)  # pyright: ignore
+          scope = f"{rule.name}_shared/all"
+          wanted |= {f"{scope}/{name}": leaf for name, leaf in own.items()}
+    return wanted
 
-  sites: dict[Rule, dict[str, None]] = dataclasses.field(default_factory=dict)
-  candidates: dict[str, None] = dataclasses.field(default_factory=dict)
-  enable_dropout: bool | None = None
+  def _check_coverage(self, trace: Trace, params: Mapping[str, Any]) -> None:
+    """Raises for a rule without a site, be it a module or a parameter."""
+    sites = {rule: list(paths) for rule, paths in trace.sites.items()}
+    modules, leaves = [], []
+    for rule in self.rules:
+      on_parameters = rule.adapter.position in _ON_PARAMETERS
+      (leaves if on_parameters else modules).append(rule)
+    check_coverage(modules, sites, list(trace.candidates), "modules")
+    rows = [
+      layer
+      for path, leaf in params.items()
+      for layer, _ in layout.rows_of(path, leaf)
+    ]
+    for rule in leaves:
+      sites[rule] = [path for path in rows if rule.matches(path)]
+    check_coverage(leaves, sites, rows, "parameters")
+    trace.sites |= {rule: dict.fromkeys(sites[rule]) for rule in leaves}
 
-  def placed(self) -> dict[Rule, list[str]]:
-    """Rule -> paths it is placed at, in the order of the trace."""
-    return {rule: list(paths) for rule, paths in self.sites.items()}
+  def targets(self, rule: Rule, path: str) -> bool:
+    """Whether the rule claims a whole leaf of the backbone.
 
-  def note_dropout(
-    self, call: Callable[..., Any], args: tuple, kwargs: dict
-  ) -> None:
-    """Reads from the outermost call whether dropout is on.
-
-    Projections are not told, but an adapter that drops needs to know.
+    Raises:
+      TargetError: if it claims some layers of a stack only, and cannot.
     """
-    if self.enable_dropout is None:
-      bound = inspect.signature(call).bind(*args, **kwargs)
-      bound.apply_defaults()
-      self.enable_dropout = bound.arguments.get("enable_dropout")
+    paths = self.layer_paths(path)
+    hits = [rule.matches(layer) for layer in paths]
+    if rule.adapter.position == "leaves" and any(hits) and not all(hits):
+      raise TargetError(
+        f"pattern {rule.pattern!r} matched {sum(hits)} of {len(paths)} layers"
+        f" of {path}, which the network keeps as one. Match all layers, or use"
+        " scan_layers=False."
+      )
+    return all(hits) and not self.is_added(path)
 
-  def deterministic(self, module: nn.Module) -> bool:
-    """Whether adapters in `module` must not drop."""
-    if self.enable_dropout is None:
-      return not module.has_rng("dropout")
-    return not self.enable_dropout
+  def is_added(self, path: str) -> bool:
+    """Whether an adapter made the leaf."""
+    parts = path.split("/")
+    names = {rule.name for rule in self.rules}
+    return parts[0].removesuffix("_shared") in names or bool(
+      names & set(parts[:-1])
+    )
+
+  def layers_beside(
+    self, params: Mapping[str, Any]
+  ) -> dict[str, tuple[str, tuple]]:
+    """Returns the layers that are trained while their stack is frozen.
+
+    Returns:
+      per-layer path -> path of the stack's leaf and index of the row in it.
+    """
+    found = {}
+    rules = [r for r in self.rules if r.adapter.position == "backbone"]
+    for path, leaf in params.items() if rules else ():
+      axis = layout.stack_axis(path)
+      if axis is None or self.is_added(path):
+        continue
+      layers = [layer for layer, _ in layout.rows_of(path, leaf)]
+      hits = [any(rule.matches(layer) for rule in rules) for layer in layers]
+      if not all(hits):
+        for i, layer in enumerate(layers):
+          if hits[i]:
+            found[layer] = path, (slice(None),) * axis + (i,)
+    return found
 
 
 def _is_own(module: Any) -> bool:
@@ -198,51 +357,35 @@ def _is_own(module: Any) -> bool:
   return False
 
 
-def _adapt(
-  rule: Rule, module: nn.Module, call: Callable[..., Any], deterministic: bool
-) -> Callable[..., Any]:
-  """Returns `call` with the rule's adapter at its position."""
-  if not hasattr(type(module).__call__, "compact"):
-    raise TargetError(
-      f"pattern {rule.pattern!r} matched {'/'.join(module.path)}, whose"
-      " __call__ is not @nn.compact: no adapter can be made inside it. Narrow"
-      " the pattern."
-    )
-  position = rule.adapter.position
-  adapter = rule.adapter.clone(parent=module, name=rule.name)
-
-  def adapted(x: jax.Array, *args: Any, **kwargs: Any) -> Any:
-    if position == "input":
-      x = adapter(x, _site(module, x), deterministic)
-      return call(x, *args, **kwargs)
-    y = call(x, *args, **kwargs)
-    site = _site(module, x)
-    if position == "output":
-      return adapter(y, site, deterministic)
-    return y + adapter(x, site, deterministic)
-
-  return adapted
+def _needs_parameters(rule: Rule) -> bool:
+  """Whether the rule acts on, or reads, what lies outside of modules."""
+  return _has_external(rule) or rule.adapter.position == "backbone"
 
 
-def _site(module: nn.Module, x: jax.Array) -> Site:
-  """Reads the site's shape off the module's fields and its input."""
-  axis = np.atleast_1d(getattr(module, "axis", -1))
-  inputs = tuple(x.shape[-len(axis) :])
-  features = getattr(module, "features", None)
-  outputs = inputs
-  if features is not None:
-    outputs = tuple(int(size) for size in np.atleast_1d(features))
-  names = getattr(module, "kernel_axes", None) or ("embed", "embed")
-  # A kernel has one name per axis, or one per side where the axes are joined.
-  split = len(inputs) if len(names) == len(inputs) + len(outputs) else 1
-  return Site(
-    inputs=inputs,
-    outputs=outputs,
-    input_axis=_join(names[:split]),
-    output_axis=_join(names[split:]),
-  )
+def _has_external(rule: Rule) -> bool:
+  """Whether the rule has leaves that no module of the network holds."""
+  shares = type(rule.adapter).shared_leaves is not Adapter.shared_leaves
+  return shares or rule.adapter.position == "leaves"
 
 
-def _join(names: Sequence[str]) -> str:
-  """Name of several axes joined to one, as T5X names them."""
-  return names[0] if len(names) == 1 else "joined_kv"
+def _draw(key: jax.Array, path: str, leaf: Leaf) -> jax.Array:
+  key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+  return leaf.initializer(key, leaf.shape, jnp.dtype(leaf.dtype))
+
+
+def _plain(tree: Any) -> dict:
+  return unfreeze(tree) if isinstance(tree, FrozenDict) else dict(tree)
+
+
+def _extended(variables: Any, leaves: Mapping[str, Any], axes: Any) -> Any:
+  """Returns the variables with more leaves and their logical axes."""
+  if not leaves:
+    return variables
+  result = _plain(variables)
+  params = flatten_dict(_plain(result["params"]), sep="/")
+  result["params"] = unflatten_dict(params | dict(leaves), sep="/")
+  names = flatten_dict(_plain(result["params_axes"]), sep="/")
+  for path in leaves:
+    names[f"{path}_axes"] = AxisMetadata(axes[path])
+  result["params_axes"] = unflatten_dict(names, sep="/")
+  return type(variables)(result)

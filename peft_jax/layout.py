@@ -1,20 +1,40 @@
 """One module per layer, or all layers stacked: two views of one tree.
 
 Files, rules and reports speak of one module per layer (`layers_3/...`). A
-network that scans keeps the layers of a stack in one module, its leaves
-[layers, ...]. The functions here turn one view into the other.
+network that scans keeps the layers of a stack in one module: ours as
+`encoder/layers`, its leaves [layers, ...]; T5X's scalable_t5 as
+`encoder/encoder`, with the layers as axis 1. The functions here turn one view
+into the other.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-# The module that scans, relative to the network: ours is `layers`.
-_SCANNED = re.compile(r"(encoder|decoder)/layers/(.+)")
+# The module that scans, relative to the network.
+_SCANNED = re.compile(r"(encoder|decoder)/(layers|\1)/(.+)")
 _LAYER = re.compile(r"(encoder|decoder)/layers_(\d+)/(.+)")
+
+
+def stack_axis(path: str) -> int | None:
+  """Returns the axis that the layers of a leaf lie along; None: not stacked.
+
+  Example:
+    >>> stack_axis("encoder/layers/mlp/wo/kernel")
+    0
+    >>> stack_axis("encoder/encoder/mlp/wo/kernel")
+    1
+    >>> stack_axis("encoder/layers_0/mlp/wo/kernel")
+  """
+  match = _SCANNED.fullmatch(path)
+  if not match:
+    return None
+  return 0 if match[2] == "layers" else 1
 
 
 def layer_paths(path: str, num_layers: dict[str, int]) -> list[str]:
@@ -23,6 +43,8 @@ def layer_paths(path: str, num_layers: dict[str, int]) -> list[str]:
   Example:
     >>> layer_paths("encoder/layers/mlp/wo", {"encoder": 2})
     ['encoder/layers_0/mlp/wo', 'encoder/layers_1/mlp/wo']
+    >>> layer_paths("decoder/layers", {"decoder": 1})
+    ['decoder/layers_0']
     >>> layer_paths("decoder/logits_dense", {"decoder": 2})
     ['decoder/logits_dense']
 
@@ -30,59 +52,68 @@ def layer_paths(path: str, num_layers: dict[str, int]) -> list[str]:
     path: module path in the network that runs.
     num_layers: stack name -> number of layers.
   """
-  match = _SCANNED.fullmatch(path)
+  match = re.fullmatch(r"(encoder|decoder)/(layers|\1)(/.+|)", path)
   if not match:
     return [path]
-  stack, rest = match.groups()
-  return [f"{stack}/layers_{i}/{rest}" for i in range(num_layers[stack])]
+  stack, _, rest = match.groups()
+  return [f"{stack}/layers_{i}{rest}" for i in range(num_layers[stack])]
 
 
 def is_stacked(path: str) -> bool:
-  """Whether a leaf holds all layers of a stack, axis 0.
+  """Whether a leaf holds all layers of a stack.
 
   Example:
     >>> is_stacked("encoder/layers/mlp/wo/kernel")
     True
   """
-  return _SCANNED.fullmatch(path) is not None
+  return stack_axis(path) is not None
 
 
-def paths_of(path: str, rows: int) -> list[str]:
-  """Returns the per-layer paths of a leaf; itself if it is not stacked.
+def rows_of(path: str, leaf: Any) -> list[tuple[str, tuple[int, ...]]]:
+  """Returns per-layer path and shape of all that a leaf holds.
 
   Example:
-    >>> paths_of("encoder/layers/scale", 2)
-    ['encoder/layers_0/scale', 'encoder/layers_1/scale']
+    >>> rows_of("encoder/layers/scale", np.ones((2, 4)))
+    [('encoder/layers_0/scale', (4,)), ('encoder/layers_1/scale', (4,))]
   """
-  return layer_paths(path, {"encoder": rows, "decoder": rows})
+  axis, shape = stack_axis(path), tuple(leaf.shape)
+  if axis is None:
+    return [(path, shape)]
+  rows = {"encoder": shape[axis], "decoder": shape[axis]}
+  rest = shape[:axis] + shape[axis + 1 :]
+  return [(layer, rest) for layer in layer_paths(path, rows)]
 
 
 def is_scanned(params: Any) -> bool:
   """Whether the tree holds stacked layers.
 
   Example:
-    >>> is_scanned({"encoder": {"layers": {"mlp": {}}}})
+    >>> is_scanned({"encoder": {"layers": {"mlp": {"scale": None}}}})
     True
   """
-  return any("layers" in params.get(stack, {}) for stack in params)
+  return any(is_stacked(path) for path in flatten_dict(params, sep="/"))
 
 
 def to_layers(params: Any) -> dict:
   """Returns the tree with one module per layer; others are left as they are.
+
+  A layer that stands beside its stack (see `adapters.Unfreeze`) replaces the
+  stack's row.
 
   Example:
     >>> tree = {"encoder": {"layers": {"scale": np.ones((2, 4))}}}
     >>> sorted(to_layers(tree)["encoder"])
     ['layers_0', 'layers_1']
   """
-  flat = {}
+  flat, single = {}, {}
   for path, leaf in flatten_dict(params, sep="/").items():
-    if is_stacked(path):
-      layers = paths_of(path, leaf.shape[0])
-      flat.update({layer: leaf[i] for i, layer in enumerate(layers)})
-    else:
-      flat[path] = leaf
-  return unflatten_dict(flat, sep="/")
+    axis = stack_axis(path)
+    if axis is None:
+      single[path] = leaf
+      continue
+    for i, (layer, _) in enumerate(rows_of(path, leaf)):
+      flat[layer] = leaf[(slice(None),) * axis + (i,)]
+  return unflatten_dict(flat | single, sep="/")
 
 
 def to_scanned(params: Any) -> dict:
@@ -94,23 +125,17 @@ def to_scanned(params: Any) -> dict:
     >>> to_scanned(tree)["encoder"]["layers"]["scale"].shape
     (2, 4)
   """
-  flat, stacks = {}, {}
-  for path, leaf in flatten_dict(params, sep="/").items():
-    match = _LAYER.fullmatch(path)
-    if not match:
-      flat[path] = leaf
-      continue
-    stack, index, rest = match.groups()
-    stacks.setdefault(f"{stack}/layers/{rest}", {})[int(index)] = leaf
-  for path, by_index in stacks.items():
-    leaves = [by_index[i] for i in sorted(by_index)]
-    stack = np.stack if isinstance(leaves[0], np.ndarray) else jnp.stack
-    flat[path] = stack(leaves)
+  flat = flatten_dict(params, sep="/")
+  for (stack, rest), found in _by_stack(flat).items():
+    rows = [flat.pop(found[i]) for i in sorted(found)]
+    flat[f"{stack}/layers/{rest}"] = _stack(rows, 0)
   return unflatten_dict(flat, sep="/")
 
 
 def like(params: Any, target: Any) -> dict:
   """Returns `params` in the view that `target` has.
+
+  Leaves that `target` does not have are kept as they are.
 
   Example:
     >>> target = {"encoder": {"layers": {"scale": None}}}
@@ -118,8 +143,53 @@ def like(params: Any, target: Any) -> dict:
     >>> like(tree, target)["encoder"]["layers"]["scale"].shape
     (1, 4)
   """
-  if is_scanned(target) and not is_scanned(params):
-    return to_scanned(params)
-  if is_scanned(params) and not is_scanned(target):
-    return to_layers(params)
-  return params
+  flat = flatten_dict(to_layers(params), sep="/")
+  rows = _by_stack(flat)
+  result = {}
+  for path in flatten_dict(target, sep="/"):
+    match = _SCANNED.fullmatch(path)
+    found = rows.get((match[1], match[3]), {}) if match else {}
+    if match and found:
+      axis = stack_axis(path)
+      assert axis is not None
+      result[path] = _stack([flat.pop(found[i]) for i in sorted(found)], axis)
+  return unflatten_dict(flat | result, sep="/")
+
+
+def _by_stack(flat: dict[str, Any]) -> dict[tuple[str, str], dict[int, str]]:
+  """Returns (stack, path within a layer) -> index -> per-layer path."""
+  rows: dict[tuple[str, str], dict[int, str]] = {}
+  for path in flat:
+    if match := _LAYER.fullmatch(path):
+      stack, index, rest = match.groups()
+      rows.setdefault((stack, rest), {})[int(index)] = path
+  return rows
+
+
+def _stack(rows: Iterable[Any], axis: int) -> Any:
+  rows = list(rows)
+  if all(isinstance(row, np.ndarray) for row in rows):
+    return np.stack(rows, axis)
+  if any(isinstance(row, jax.ShapeDtypeStruct) for row in rows):
+    shape = list(rows[0].shape)
+    shape.insert(axis, len(rows))
+    return jax.ShapeDtypeStruct(tuple(shape), rows[0].dtype)
+  return jnp.stack(rows, axis)
+
+
+def as_matrix(path: str, kernel: Any) -> Any:
+  """Returns a kernel as the matrix [inputs, outputs].
+
+  T5X's scalable_t5 keeps the head axes of attention kernels apart.
+
+  Example:
+    >>> as_matrix("attention/out/kernel", np.ones((2, 3, 5))).shape
+    (6, 5)
+    >>> as_matrix("attention/key/kernel", np.ones((5, 2, 3))).shape
+    (5, 6)
+  """
+  if kernel.ndim <= 2:
+    return kernel
+  if path.endswith("/out/kernel"):
+    return kernel.reshape(-1, kernel.shape[-1])
+  return kernel.reshape(kernel.shape[0], -1)

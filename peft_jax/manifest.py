@@ -112,10 +112,17 @@ def hyperparameters(adapter: Adapter) -> dict[str, Any]:
     {'side': 'output'}
   """
   return {
-    field.name: getattr(adapter, field.name)
+    field.name: _as_json(getattr(adapter, field.name))
     for field in dataclasses.fields(adapter)
     if field.name not in ("parent", "name")
   }
+
+
+def _as_json(value: Any) -> Any:
+  """Tuples as the lists that JSON gives back, so that both compare equal."""
+  if isinstance(value, tuple | list):
+    return [_as_json(item) for item in value]
+  return value
 
 
 def rule_to_json(rule: Rule) -> dict[str, Any]:
@@ -275,13 +282,14 @@ def _samples(backbone: Any) -> dict[str, tuple[tuple[int, ...], bytes]]:
   """Returns per-layer leaf -> its shape and a few of its values as bytes."""
   found = {}
   for path, leaf in flatten_dict(backbone, sep="/").items():
-    stacked = layout.is_stacked(path)
-    rows = leaf.shape[0] if stacked else 1
-    shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
-    size = math.prod(shape)
+    axis = layout.stack_axis(path)
+    rows = layout.rows_of(path, leaf)
+    size = math.prod(rows[0][1])
     index = np.linspace(0, size - 1, min(size, _SAMPLES)).astype(np.int64)
-    values = _take(leaf, rows, index)
-    for i, layer_path in enumerate(layout.paths_of(path, rows)):
+    if axis:
+      leaf = jnp.moveaxis(leaf, axis, 0)
+    values = _take(leaf, len(rows), index)
+    for i, (layer_path, shape) in enumerate(rows):
       found[layer_path] = (shape, values[i].tobytes())
   return found
 

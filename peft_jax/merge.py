@@ -45,32 +45,42 @@ def merge(params: Any, model: Adapted, *, dtype: Any = None) -> dict:
       f"expected adapters that fold into a kernel, found {names}. Keep them"
       " unmerged, or merge a model without them."
     )
-  frozen, adapter = partition.split(params, model)
-  kernels = flatten_dict(layout.to_layers(frozen), sep="/")
+  _, adapter = partition.split(params, model)
+  acted = model.effective(flatten_dict(params, sep="/"))
+  view = partition.backbone_of(acted, model)
+  kernels = flatten_dict(layout.to_layers(view), sep="/")
   by_site: dict[str, dict[Rule, dict[str, Any]]] = {}
   for path, leaf in flatten_dict(layout.to_layers(adapter), sep="/").items():
     owner = model.rule_of(path)
     assert owner is not None
     rule, site, name = owner
-    by_site.setdefault(site, {}).setdefault(rule, {})[name] = leaf
+    if rule.adapter.position not in ("leaves", "backbone"):
+      by_site.setdefault(site, {}).setdefault(rule, {})[name] = leaf
 
   for site, by_rule in by_site.items():
-    path = f"{site}/kernel"
-    if path not in kernels:
-      names = ", ".join(rule.name for rule in by_rule)
-      raise MergeError(
-        f"expected a kernel at {site} to fold {names} into, found none. Keep"
-        " the adapter unmerged."
-      )
-    kernels[path] = _fold(kernels[path], by_rule, model)
+    path = _kernel_of(site, kernels, by_rule)
+    kernels[path] = _fold(path, kernels[path], by_rule, model)
   if dtype is not None:
     kernels = {path: leaf.astype(dtype) for path, leaf in kernels.items()}
-  return layout.like(unflatten_dict(kernels, sep="/"), frozen)
+  return layout.like(unflatten_dict(kernels, sep="/"), view)
 
 
-def _fold(kernel: Any, by_rule: dict[Rule, dict], model: Adapted) -> Any:
+def _kernel_of(site: str, kernels: dict, by_rule: dict[Rule, Any]) -> str:
+  for name in ("kernel", "embedding"):
+    if f"{site}/{name}" in kernels:
+      return f"{site}/{name}"
+  names = ", ".join(rule.name for rule in by_rule)
+  raise MergeError(
+    f"expected a kernel at {site} to fold {names} into, found none. Keep the"
+    " adapter unmerged."
+  )
+
+
+def _fold(
+  path: str, kernel: Any, by_rule: dict[Rule, dict], model: Adapted
+) -> Any:
   """Folds all adapters of one site; kernel: [inputs, outputs]."""
-  folded = jnp.asarray(kernel, jnp.float32)
+  folded = layout.as_matrix(path, jnp.asarray(kernel, jnp.float32))
   for rule in model.rules:
     if rule in by_rule:
       leaves = {
@@ -78,4 +88,4 @@ def _fold(kernel: Any, by_rule: dict[Rule, dict], model: Adapted) -> Any:
         for name, leaf in by_rule[rule].items()
       }
       folded = rule.adapter.fold(folded, leaves)
-  return folded.astype(kernel.dtype)
+  return folded.reshape(kernel.shape).astype(kernel.dtype)

@@ -8,6 +8,7 @@ import numpy as np
 from flax.core import FrozenDict, unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from peft_jax import layout
 from peft_jax.inject import Adapted
 
 Params = Any
@@ -81,6 +82,126 @@ def join(frozen: Params, adapter: Params) -> dict:
   return unflatten_dict(flat | extra, sep="/")
 
 
+def backbone_of(params: Params, model: Adapted) -> dict:
+  """Returns the backbone's own tree, with the leaves that are trained.
+
+  Example:
+    >>> from peft_jax import Rule, Unfreeze
+    >>> model = Adapted(None, [Rule("key/bias", Unfreeze())])
+    >>> backbone_of({"key": {"kernel": 1, "bias": 2}}, model)
+    {'key': {'kernel': 1, 'bias': 2}}
+
+  Args:
+    params: tree of a network with adapters, or of shapes.
+    model: the network with its rules.
+  """
+  flat = _flat(params)
+  beside = model.layers_beside(flat)
+  return unflatten_dict(
+    {
+      path: leaf
+      for path, leaf in flat.items()
+      if path not in beside and not model.is_added(path)
+    },
+    sep="/",
+  )
+
+
+def overlay(backbone: Params, adapter: Params) -> dict:
+  """Returns one tree in which the adapter's leaves replace the backbone's.
+
+  As `join`, for a backbone that still has the leaves that the adapter trains.
+
+  Example:
+    >>> overlay({"key": {"kernel": 1, "bias": 2}}, {"key": {"bias": 3}})
+    {'key': {'kernel': 1, 'bias': 3}}
+  """
+  return unflatten_dict(_flat(backbone) | _flat(adapter), sep="/")
+
+
+def assemble(backbone: Params, added: Params, model: Adapted) -> dict:
+  """Returns one tree of a backbone and the leaves that adapters add to it.
+
+  Layers that are trained beside their stack are copied from it.
+
+  Example:
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> assemble({"key": {"kernel": 1}}, {"key": {"ia3": {"scaling": 2}}},
+    ...   model)
+    {'key': {'kernel': 1, 'ia3': {'scaling': 2}}}
+
+  Args:
+    backbone: all of the backbone's own leaves.
+    added: leaves that adapters made (see `added_of`).
+    model: the network with its rules.
+  """
+  flat = _flat(backbone)
+  beside = {
+    layer: flat[path][index]
+    for layer, (path, index) in model.layers_beside(flat).items()
+  }
+  return unflatten_dict(flat | beside | _flat(added), sep="/")
+
+
+def added_of(params: Params, model: Adapted) -> dict:
+  """Returns the leaves that adapters add, without those of the backbone.
+
+  Example:
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> added_of({"key": {"kernel": 1, "ia3": {"scaling": 2}}}, model)
+    {'key': {'ia3': {'scaling': 2}}}
+  """
+  flat = _flat(params)
+  added = {path: leaf for path, leaf in flat.items() if model.is_added(path)}
+  return unflatten_dict(added, sep="/")
+
+
+def select(tree: Params, like: Params) -> dict:
+  """Returns the leaves of `tree` whose paths `like` has.
+
+  Example:
+    >>> select({"key": {"kernel": 1, "bias": 2}}, {"key": {"bias": None}})
+    {'key': {'bias': 2}}
+
+  Raises:
+    KeyError: for a path that `tree` does not have.
+  """
+  flat = _flat(tree)
+  return unflatten_dict({path: flat[path] for path in _flat(like)}, sep="/")
+
+
+def divide(adapter: Params, model: Adapted) -> tuple[dict, dict]:
+  """Returns (trained, constant): what training changes, and what it keeps.
+
+  Some methods store what they started from (see `Adapter.constants`).
+
+  Example:
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> divide({"key": {"ia3": {"scaling": 2}}}, model)
+    ({'key': {'ia3': {'scaling': 2}}}, {})
+
+  Args:
+    adapter: the adapter's leaves.
+    model: the network with its rules.
+  """
+  trained, constant = {}, {}
+  for path, leaf in _flat(adapter).items():
+    kept = is_constant(path, model)
+    (constant if kept else trained)[path] = leaf
+  return unflatten_dict(trained, sep="/"), unflatten_dict(constant, sep="/")
+
+
+def is_constant(path: str, model: Adapted) -> bool:
+  """Whether a leaf of the adapter is stored and never trained."""
+  owner = model.rule_of(path)
+  return owner is not None and path.rsplit("/", 1)[-1] in (
+    owner[0].adapter.constants
+  )
+
+
 def trainable_mask(params: Params, model: Adapted) -> Params:
   """Returns the tree of bools, True for adapter leaves; keeps the tree's type.
 
@@ -95,7 +216,7 @@ def trainable_mask(params: Params, model: Adapted) -> Params:
 
   def is_trainable(path: tuple, _: Any) -> bool:
     names = "/".join(str(key.key) for key in path)
-    return model.rule_of(names) is not None
+    return model.rule_of(names) is not None and not is_constant(names, model)
 
   return jax.tree_util.tree_map_with_path(is_trainable, params)
 
@@ -123,6 +244,39 @@ def nbytes(tree: Params) -> int:
   )
 
 
+def counts(params: Params, model: Adapted) -> dict[str, int | float]:
+  """Returns how much of a model is trained and stored.
+
+  Example:
+    >>> from peft_jax import IA3, Rule
+    >>> model = Adapted(None, [Rule("key", IA3())])
+    >>> params = {"key": {"kernel": np.ones((3, 4), np.float32),
+    ...   "ia3": {"scaling": np.ones(4, np.float32)}}}
+    >>> counts(params, model)["trained_parameters"]
+    4
+
+  Args:
+    params: tree of a network with adapters, or of shapes.
+    model: the network with its rules.
+
+  Returns:
+    `trained_parameters`; `backbone_parameters`, all of the backbone's own;
+    `all_parameters` of both; `share` that is trained of these;
+    `adapter_bytes`, what is stored.
+  """
+  _, adapter = split(params, model)
+  trained = count(divide(adapter, model)[0])
+  backbone = count(backbone_of(params, model))
+  total = backbone + count(added_of(params, model))
+  return {
+    "trained_parameters": trained,
+    "backbone_parameters": backbone,
+    "all_parameters": total,
+    "share": trained / total,
+    "adapter_bytes": nbytes(adapter),
+  }
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RuleRow:
   """One line of the rule table.
@@ -142,7 +296,7 @@ class RuleRow:
   parameters: int
 
 
-def rule_table(adapter: Params, model: Adapted) -> list[RuleRow]:
+def rule_table(params: Params, model: Adapted) -> list[RuleRow]:
   """Returns what each rule placed where, one row per rule.
 
   Example:
@@ -153,30 +307,39 @@ def rule_table(adapter: Params, model: Adapted) -> list[RuleRow]:
     (1, 'key', 4)
 
   Args:
-    adapter: the adapter's leaves, arrays or shapes.
+    params: backbone and adapters in one tree, arrays or shapes.
     model: the network with its rules.
   """
   # Layers are counted one by one, whether or not the network stacks them.
   placed: dict[Any, dict[str, int]] = {rule: {} for rule in model.rules}
-  for path, leaf in _flat(adapter).items():
+  for path, leaf in _flat(params).items():
+    for rule in model.rules:
+      if rule.adapter.position == "leaves" and model.targets(rule, path):
+        rows = layout.rows_of(path, leaf)
+        placed[rule] |= {row: 0 for row, _ in rows}
     owner = model.rule_of(path)
-    if owner is None:
+    if owner is None or is_constant(path, model):
       continue
-    rule, site, _ = owner
-    paths = model.layer_paths(site)
-    for site_path in paths:
-      size = int(np.prod(leaf.shape)) // len(paths)
-      placed[rule][site_path] = placed[rule].get(site_path, 0) + size
-  return [
-    RuleRow(
-      adapter=type(rule.adapter).__name__,
-      pattern=rule.pattern,
-      sites=len(by_site),
-      example_path=next(iter(by_site), ""),
-      parameters=sum(by_site.values()),
+    rule, _, name = owner
+    rows = layout.rows_of(path, leaf)
+    for row, shape in rows:
+      # What several sites share is counted under its own name.
+      place = row if not name else row.rsplit(f"/{rule.name}/", 1)[0]
+      size = int(np.prod(shape))
+      placed[rule][place] = placed[rule].get(place, 0) + size
+  table = []
+  for rule, by_site in placed.items():
+    sites = [p for p in by_site if not p.startswith(f"{rule.name}_shared/")]
+    table.append(
+      RuleRow(
+        adapter=type(rule.adapter).__name__,
+        pattern=rule.pattern,
+        sites=len(sites),
+        example_path=sites[0] if sites else "",
+        parameters=sum(by_site.values()),
+      )
     )
-    for rule, by_site in placed.items()
-  ]
+  return table
 
 
 def format_rule_table(rows: list[RuleRow]) -> str:

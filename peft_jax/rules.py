@@ -83,6 +83,26 @@ class Rule:
     return re.fullmatch(self.regex, path) is not None
 
 
+def top_layers(*, k: int, num_layers: int) -> str:
+  """Returns the pattern of all parameters of the last k layers of each stack.
+
+  Example:
+    >>> top_layers(k=2, num_layers=24)
+    '(encoder|decoder)/layers_(22|23)/.*'
+
+  Args:
+    k: number of layers, counted from the output.
+    num_layers: number of layers of each stack.
+
+  Raises:
+    TargetError: unless 0 < k <= num_layers.
+  """
+  if not 0 < k <= num_layers:
+    raise TargetError(f"expected 1 to {num_layers} top layers, found k={k}.")
+  numbers = "|".join(str(i) for i in range(num_layers - k, num_layers))
+  return rf"(encoder|decoder)/layers_({numbers})/.*"
+
+
 def flatten(rules: Iterable[Rule | Sequence]) -> tuple[Rule, ...]:
   """Returns the rules of nested lists in order; several methods compose so.
 
@@ -108,13 +128,15 @@ def check_coverage(
   rules: Sequence[Rule],
   sites: dict[Rule, list[str]],
   candidates: Sequence[str],
+  kind: str = "modules",
 ) -> None:
   """Raises for a rule without a site.
 
   Args:
     rules: the rules.
     sites: rule -> paths it is placed at.
-    candidates: paths of all modules of the network.
+    candidates: paths of all that they could be placed at.
+    kind: what these are, 'modules' or 'parameters'.
 
   Raises:
     TargetError: with the nearest module names.
@@ -126,7 +148,7 @@ def check_coverage(
       _collapse(rule.regex), sorted({_collapse(c) for c in candidates}), 3, 0.1
     )
     raise TargetError(
-      f"pattern {rule.pattern!r} matched 0 of {len(candidates)} modules."
+      f"pattern {rule.pattern!r} matched 0 of {len(candidates)} {kind}."
       " Patterns are full-match regular expressions over '/'-joined paths, or"
       f" one of {sorted(TARGETS)}. Nearest: {', '.join(nearest) or 'none'}."
     )

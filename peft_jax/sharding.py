@@ -31,6 +31,11 @@ DEFAULT_RULES: Rules = (
   ("layers", None),
   ("relpos_buckets", None),
   ("lora_rank", None),
+  ("bottleneck", None),
+  ("prompt", None),
+  ("gate", None),
+  ("prefix_kv", None),
+  ("adapter", None),
 )
 
 # A parameter or activation with its logical axes, as T5X reads them.

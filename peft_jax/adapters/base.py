@@ -1,4 +1,4 @@
-"""What an adapter is: a small Linen module with a position at a site.
+"""What an adapter is: a small Linen module with a position in the network.
 
 An adapter makes its parameters and does its maths. Where it is placed is
 `inject`'s business, how it is stored `checkpoint`'s. It never calls the module
@@ -7,21 +7,34 @@ it adapts: the backbone's parameters would move under the adapter's name.
 
 import dataclasses
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import jax
 from flax import linen as nn
 
 Array = jax.Array
 
-# 'input': replaces x by adapter(x). 'output': replaces y by adapter(y).
-# 'parallel': adds adapter(x) to y.
-Position = Literal["input", "output", "parallel"]
+# 'input': x becomes adapter(x, None). 'output': y becomes adapter(x, y).
+# 'attention': adapter(x) gives keys and values in front of the module's own.
+# 'stack': adapter() gives vectors in front of the embedded tokens of a stack.
+# 'embedding': adapter.add(tokens) is added to what the embedder gives.
+# 'leaves': acts on parameters, before the network sees them.
+# 'backbone': is the parameters themselves.
+Position = Literal[
+  "input",
+  "output",
+  "attention",
+  "stack",
+  "embedding",
+  "leaves",
+  "backbone",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-  """The shape of the module that an adapter is placed at.
+  """The module that an adapter is placed at.
 
   Example:
     >>> site = Site(inputs=(512,), outputs=(6, 64),
@@ -34,12 +47,16 @@ class Site:
     outputs: sizes of its output axes, e.g. (H, K).
     input_axis: logical name of the joined input axes.
     output_axis: logical name of the joined output axes.
+    kernel: [inputs, outputs] the module's own kernel, if it has one.
+    shared: leaves that several sites share (see `Adapter.shared_leaves`).
   """
 
   inputs: tuple[int, ...]
   outputs: tuple[int, ...]
   input_axis: str
   output_axis: str
+  kernel: Array | None = None
+  shared: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
   @property
   def input_size(self) -> int:
@@ -52,12 +69,32 @@ class Site:
     return math.prod(self.outputs)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Leaf:
+  """A parameter that is made outside of the network's modules.
+
+  Attributes:
+    shape: its shape.
+    initializer: as Flax has them: (key, shape, dtype) -> array.
+    axes: logical names, one per axis.
+    dtype: float32, or int32 for what is kept but never trained.
+  """
+
+  shape: tuple[int, ...]
+  initializer: nn.initializers.Initializer
+  axes: tuple[str | None, ...]
+  dtype: str = "float32"
+
+
 class Adapter(nn.Module):
   """Base of all adapters. Abstract: methods derive from it, never from another.
 
-  Subclasses have keyword-only fields, one compact `__call__(x, site,
-  deterministic)` and, where they are linear, `fold`.
+  Subclasses have keyword-only fields, one compact `__call__` whose arguments
+  its position decides, and, where they are linear, `fold`.
   """
+
+  # Where the class's name in lower case does not read well.
+  method: ClassVar[str] = ""
 
   @property
   def position(self) -> Position:
@@ -67,12 +104,50 @@ class Adapter(nn.Module):
   @property
   def default_name(self) -> str:
     """Name of its scope under the site, e.g. `lora`."""
-    return type(self).__name__.lower()
+    return self.method or type(self).__name__.lower()
 
   @property
   def mergeable(self) -> bool:
     """Whether `fold` can put it into the backbone's kernel."""
     return type(self).fold is not Adapter.fold
+
+  @property
+  def constants(self) -> frozenset[str]:
+    """Names of leaves that are stored with the adapter and never trained."""
+    return frozenset()
+
+  @property
+  def reads_backbone(self) -> bool:
+    """Whether `start` needs the backbone's own parameters."""
+    return type(self).start is not Adapter.start
+
+  def group(self, path: str) -> str:
+    """Returns which sites share leaves with the one at `path`."""
+    del path
+    return "all"
+
+  def shared_leaves(self, site: Site) -> dict[str, Leaf]:
+    """Returns the leaves that all sites of a group share."""
+    del site
+    return {}
+
+  def start(
+    self,
+    leaves: dict[str, Array],
+    path: str,
+    backbone: Mapping[str, Array],
+    key: Array,
+  ) -> dict[str, Array]:
+    """Returns the leaves at one site as they start beside this backbone.
+
+    Args:
+      leaves: this adapter's leaves at the site, as `__call__` made them.
+      path: of the site.
+      backbone: leaf path -> array, one module per layer.
+      key: for random draws; a different one per site.
+    """
+    del path, backbone, key
+    return leaves
 
   def fold(self, kernel: Array, leaves: dict[str, Array]) -> Array:
     """Returns the kernel [inputs, outputs] that acts as both together.
@@ -93,3 +168,28 @@ def check_positive(**values: float) -> None:
   for name, value in values.items():
     if not value > 0:
       raise ValueError(f"expected {name} > 0, found {name}={value}.")
+
+
+def check_rate(**values: float) -> None:
+  """Raises unless every named value is in [0, 1).
+
+  Raises:
+    ValueError: naming the field and its value.
+  """
+  for name, value in values.items():
+    if not 0 <= value < 1:
+      raise ValueError(f"expected 0 <= {name} < 1, found {value}.")
+
+
+def check_choice(choices: object, **values: str) -> None:
+  """Raises unless every named value is one of the choices.
+
+  Raises:
+    ValueError: naming the field, the choices and the value.
+  """
+  names = sorted(choices)  # pyright: ignore
+  for name, value in values.items():
+    if value not in names:
+      raise ValueError(
+        f"expected {name} to be one of {names}, found {value!r}."
+      )

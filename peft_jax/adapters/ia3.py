@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from peft_jax import sharding
-from peft_jax.adapters.base import Adapter, Array, Position, Site
+from peft_jax.adapters.base import Adapter, Array, Position, Site, check_choice
 
 
 class IA3(Adapter):
@@ -36,10 +36,7 @@ class IA3(Adapter):
   side: Literal["input", "output"] = "output"
 
   def __post_init__(self) -> None:
-    if self.side not in ("input", "output"):
-      raise ValueError(
-        f"expected side 'input' or 'output', found {self.side!r}."
-      )
+    check_choice(("input", "output"), side=self.side)
     super().__post_init__()
 
   @property
@@ -47,12 +44,14 @@ class IA3(Adapter):
     return self.side
 
   @nn.compact
-  def __call__(self, x: Array, site: Site, deterministic: bool) -> Array:
-    """x: [B, T, ...] -> [B, T, ...], rescaled along the trailing axes."""
+  def __call__(
+    self, x: Array, y: Array | None, site: Site, deterministic: bool
+  ) -> Array:
+    """X or y: [B, T, ...] -> [B, T, ...], rescaled along the trailing axes."""
     del deterministic
     shape, axis = site.inputs, site.input_axis
-    if self.side == "output":
-      shape, axis = site.outputs, site.output_axis
+    if y is not None:
+      x, shape, axis = y, site.outputs, site.output_axis
     size = site.input_size if self.side == "input" else site.output_size
     scaling = sharding.param_with_axes(
       "scaling", nn.initializers.ones, (size,), jnp.float32, axes=(axis,)

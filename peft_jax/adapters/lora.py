@@ -15,8 +15,11 @@ from peft_jax.adapters.base import (
   Array,
   Position,
   Site,
+  check_choice,
   check_positive,
+  check_rate,
 )
+from peft_jax.adapters.gate import gate
 
 Convention = Literal[
   "microsoft", "hugging_face", "hugging_face_gaussian", "gemma", "tfew"
@@ -56,7 +59,8 @@ class LoRA(Adapter):
     2.0
 
   Parameters: `a` [inputs, R] and `b` [R, outputs], float32. Head axes are
-  joined, so `a` of the output projection is [H*K, R].
+  joined, so `a` of the output projection is [H*K, R]. With `gated`, also `gate`
+  [inputs, 1].
 
   Attributes:
     rank: R, default 8 (Hugging Face; the paper uses 1 to 64).
@@ -68,6 +72,8 @@ class LoRA(Adapter):
     initializer: how `a` is drawn, one of `INITIALIZERS`: 'hugging_face' and
       'microsoft' (uniform, 1 / sqrt(inputs)), 'hugging_face_gaussian' (normal,
       1 / R), 'gemma' (uniform, sqrt(6 / inputs)), 'tfew' (normal, 0.01).
+    gated: multiplies what is added by a gate per token (UniPELT, see `gate`);
+      such an adapter cannot be merged.
 
   Raises:
     ValueError: for a rank or alpha that is not positive, a dropout rate
@@ -80,56 +86,81 @@ class LoRA(Adapter):
   rank_stabilized: bool = False
   dropout_rate: float = 0.0
   initializer: Convention = "hugging_face"
+  gated: bool = False
 
   def __post_init__(self) -> None:
     check_positive(rank=self.rank)
     if self.alpha is not None:
       check_positive(alpha=self.alpha)
-    if not 0 <= self.dropout_rate < 1:
-      raise ValueError(
-        f"expected 0 <= dropout_rate < 1, found {self.dropout_rate}."
-      )
-    if self.initializer not in INITIALIZERS:
-      raise ValueError(
-        f"expected an initializer of {sorted(INITIALIZERS)}, found"
-        f" {self.initializer!r}."
-      )
+    check_rate(dropout_rate=self.dropout_rate)
+    check_choice(INITIALIZERS, initializer=self.initializer)
     super().__post_init__()
 
   @property
   def position(self) -> Position:
-    return "parallel"
+    return "output"
+
+  @property
+  def mergeable(self) -> bool:
+    return not self.gated
 
   @property
   def scaling(self) -> float:
     """Alpha / R, or alpha / sqrt(R) when rank-stabilised."""
-    alpha = self.rank if self.alpha is None else self.alpha
-    return alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+    return scaling(self.rank, self.alpha, self.rank_stabilized)
 
   @nn.compact
-  def __call__(self, x: Array, site: Site, deterministic: bool) -> Array:
-    """x: [B, T, inputs...] -> [B, T, outputs...], to be added to the output."""
-    a = sharding.param_with_axes(
-      "a",
-      INITIALIZERS[self.initializer](site.input_size, self.rank),
-      (site.input_size, self.rank),
-      jnp.float32,
-      axes=(site.input_axis, "lora_rank"),
-    )
-    b = sharding.param_with_axes(
-      "b",
-      nn.initializers.zeros,
-      (self.rank, site.output_size),
-      jnp.float32,
-      axes=("lora_rank", site.output_axis),
-    )
-    lead = x.shape[: x.ndim - len(site.inputs)]
-    x = x.reshape(*lead, site.input_size)
-    x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
+  def __call__(
+    self, x: Array, y: Array, site: Site, deterministic: bool
+  ) -> Array:
+    """x: [B, T, inputs...], y: [B, T, outputs...] -> [B, T, outputs...]."""
+    a, b = factors(self.rank, self.initializer, site)
+    x = joined(x, site)
+    dropped = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     # The scaling goes to the small array.
-    low = (x @ a.astype(x.dtype)) * self.scaling
-    return (low @ b.astype(x.dtype)).reshape(*lead, *site.outputs)
+    low = (dropped @ a.astype(x.dtype)) * self.scaling
+    if self.gated:
+      low = low * gate(x, site.input_axis)
+    return y + (low @ b.astype(x.dtype)).reshape(y.shape)
 
   def fold(self, kernel: Array, leaves: dict[str, Array]) -> Array:
     """kernel: [inputs, outputs] + scaling * a @ b."""
     return kernel + self.scaling * (leaves["a"] @ leaves["b"])
+
+
+def scaling(rank: int, alpha: float | None, rank_stabilized: bool) -> float:
+  """Returns alpha / R, or alpha / sqrt(R); alpha is R where it is None.
+
+  Example:
+    >>> scaling(4, 8, False), scaling(4, 8, True), scaling(4, None, False)
+    (2.0, 4.0, 1.0)
+  """
+  alpha = rank if alpha is None else alpha
+  return alpha / (math.sqrt(rank) if rank_stabilized else rank)
+
+
+def factors(rank: int, initializer: str, site: Site) -> tuple[Array, Array]:
+  """Returns the parameters `a` [inputs, R] and `b` [R, outputs].
+
+  Call inside an adapter's `__call__`.
+  """
+  a = sharding.param_with_axes(
+    "a",
+    INITIALIZERS[initializer](site.input_size, rank),
+    (site.input_size, rank),
+    jnp.float32,
+    axes=(site.input_axis, "lora_rank"),
+  )
+  b = sharding.param_with_axes(
+    "b",
+    nn.initializers.zeros,
+    (rank, site.output_size),
+    jnp.float32,
+    axes=("lora_rank", site.output_axis),
+  )
+  return a, b
+
+
+def joined(x: Array, site: Site) -> Array:
+  """x: [B, T, inputs...] -> [B, T, inputs joined]."""
+  return x.reshape(*x.shape[: x.ndim - len(site.inputs)], site.input_size)

@@ -8,7 +8,7 @@ T5X checkpoints; activations keep H and K apart.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -196,6 +196,9 @@ class Attention(nn.Module):
   head_dim: int
   dropout_rate: float = 0.0
   dtype: Any = jnp.float32
+
+  # Of the cached keys and values [B, S, H, K]; T5X keeps the length last.
+  cache_length_axis: ClassVar[int] = 1
 
   @nn.compact
   def __call__(

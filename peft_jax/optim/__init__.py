@@ -2,6 +2,7 @@
 
 from peft_jax.optim.adafactor import AdafactorSlots, adafactor
 from peft_jax.optim.freeze import freeze
+from peft_jax.optim.lora_plus import lora_plus
 from peft_jax.optim.optimizers import adamw, sgd, with_clipping
 from peft_jax.optim.schedules import (
   constant,
@@ -20,6 +21,7 @@ __all__ = [
   "freeze",
   "inverse_sqrt",
   "linear_decay",
+  "lora_plus",
   "sgd",
   "starting_at",
   "with_clipping",

@@ -49,6 +49,8 @@ class Config:
     dropout: whether the network drops in training, at its own rate.
     z_loss: see `losses.cross_entropy`.
     normalization: see `losses.Normalization`.
+    lora_plus_ratio: see `optim.lora_plus`; 0: one learning rate for all.
+    fisher_examples: training examples that a FISH mask is chosen on.
     gradient_clip: largest global norm of the adapter's gradient; 0: none.
     eval_period: steps between evaluations; 0: only at the end.
     eval_split: split that is evaluated.
@@ -87,6 +89,8 @@ class Config:
   dropout: bool = True
   z_loss: float = 0.0
   normalization: Normalization = "tokens"
+  lora_plus_ratio: float = 0.0
+  fisher_examples: int = 32
   gradient_clip: float = 0.0
   eval_period: int = 0
   eval_split: str = "validation"
@@ -220,14 +224,21 @@ def resolve(
   )
 
 
-def read_adapters(gin_file: str) -> Sequence[Rule | Sequence]:
+def read_adapters(
+  gin_file: str, model_name: str = "tiny"
+) -> Sequence[Rule | Sequence]:
   """Returns the rules of one adapter file.
 
   Example:
     >>> len(read_adapters("adapters/ia3.gin"))
     2
+
+  Args:
+    gin_file: path, relative to the package's own folder.
+    model_name: for patterns that depend on the network's depth.
   """
   gin.clear_config()
+  gin.parse_config(f"MODEL_NAME = {model_name!r}")
   gin.parse_config_file(str(find_file(gin_file, [gin_directory()])))
   gin.parse_config(
     "from __gin__ import dynamic_registration\n"

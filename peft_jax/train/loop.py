@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from peft_jax import layout, partition, sharding
 from peft_jax import manifest as manifests
-from peft_jax.train import data, evaluate, report, run_dir
+from peft_jax.train import data, evaluate, fisher, report, run_dir
 from peft_jax.train.checkpoints import Checkpoints
 from peft_jax.train.config import Config, ConfigError, Resolved
 from peft_jax.train.evaluate import Evaluation
@@ -86,13 +86,15 @@ def train(resolved: Resolved) -> Summary:
     run = setup(config, mesh)
     if config.warm_start and not resuming:
       run = warm_started(run, config.warm_start)
+    elif not resuming:
+      run = fisher.masked(run, config, task)
     if is_first_process():
       run_dir.create(resolved)
     announce(config, run, mesh)
     evaluator = Evaluator(config, run, mesh, eval_sets)
     frozen: list[Evaluation] = []
     if config.eval_frozen:
-      frozen = evaluator.evaluate(run.state.adapter)
+      frozen = evaluator.evaluate_frozen()
       note(f"frozen model: {format_metrics(frozen)}")
     state, adapted = _run(resolved, run, mesh, task, evaluator, resuming)
 
@@ -100,9 +102,9 @@ def train(resolved: Resolved) -> Summary:
     steps=int(state.step),
     frozen_metrics={e.task: e.metrics for e in frozen},
     adapted_metrics={e.task: e.metrics for e in adapted},
-    trained_parameters=partition.count(state.adapter),
-    backbone_parameters=partition.count(run.frozen),
-    adapter_bytes=partition.nbytes(state.adapter),
+    trained_parameters=int(run.counts["trained_parameters"]),
+    backbone_parameters=int(run.counts["backbone_parameters"]),
+    adapter_bytes=int(run.counts["adapter_bytes"]),
     seconds=time.monotonic() - started,
   )
   if is_first_process():
@@ -185,7 +187,8 @@ def _run(
       window.append(metrics)
       last = step == config.train_steps
       if step == first + _GRADIENT_CHECK_STEPS:
-        warn_unreached(jax.device_get(metrics["unreached"]), state, progress)
+        trained, _ = partition.divide(state.adapter, run.model)
+        warn_unreached(jax.device_get(metrics["unreached"]), trained, progress)
       if step % config.log_period == 0 or last:
         means = _means(jax.device_get(window))
         window.clear()
@@ -228,9 +231,30 @@ class Evaluator:
 
   def evaluate(self, adapter: Any) -> list[Evaluation]:
     """Returns one evaluation per task."""
+    return self._evaluate(
+      lambda tokens: self._predict(self.run.frozen, adapter, tokens)
+    )
+
+  def evaluate_frozen(self) -> list[Evaluation]:
+    """Returns one evaluation per task of the backbone without adapters.
+
+    Before training only: later, what is trained of the backbone has changed.
+    """
+    predict = evaluate.make_predict(
+      self.config.network,
+      mesh=self.mesh,
+      max_decode_length=self.config.task_feature_lengths["targets"],
+    )
+    params = partition.join(self.run.frozen, self.run.state.adapter)
+    backbone = partition.backbone_of(params, self.run.model)
+    return self._evaluate(lambda tokens: predict(backbone, {}, tokens))
+
+  def _evaluate(
+    self, predict: Callable[[jax.Array], jax.Array]
+  ) -> list[Evaluation]:
     return [
       evaluate.evaluate(
-        lambda tokens: self._predict(self.run.frozen, adapter, tokens),
+        predict,
         eval_set,
         batch_size=self.config.eval_batch_size,
         mesh=self.mesh,
@@ -273,13 +297,12 @@ def note(text: str) -> None:
 
 def announce(config: Config, run: Setup, mesh: Mesh) -> None:
   """Prints what will be trained, before anything is compiled."""
-  adapter, state = run.state.adapter, run.state.opt_state
-  trained, total = partition.count(adapter), partition.count(run.frozen)
+  counts, state = run.counts, run.state.opt_state
   note(partition.format_rule_table(run.rows))
   note(
-    f"trained {trained:,} of {trained + total:,} parameters"
-    f" ({100 * trained / (trained + total):.3f} %):"
-    f" adapter {partition.nbytes(adapter):,} bytes,"
+    f"trained {counts['trained_parameters']:,} of"
+    f" {counts['all_parameters']:,} parameters ({100 * counts['share']:.3f} %):"
+    f" adapter {counts['adapter_bytes']:,} bytes,"
     f" optimizer {partition.nbytes(state):,} bytes,"
     f" backbone {partition.nbytes(run.frozen):,} bytes"
   )
@@ -299,18 +322,18 @@ def format_metrics(evaluations: list[Evaluation]) -> str:
 
 
 def warn_unreached(
-  unreached: np.ndarray, state: TrainState, progress: Progress
+  unreached: np.ndarray, trained: Any, progress: Progress
 ) -> None:
   """Says which adapter leaves had no gradient: they do nothing.
 
   Args:
-    unreached: [leaves] bool, in the order of the adapter's leaves.
-    state: whose adapter they are of.
+    unreached: [leaves] bool, in the order of the trained leaves.
+    trained: these leaves.
     progress: where to print.
   """
   paths = [
     "/".join(str(key.key) for key in path)
-    for path, _ in jax.tree_util.tree_leaves_with_path(state.adapter)
+    for path, _ in jax.tree_util.tree_leaves_with_path(trained)
   ]
   idle = [p for p, none in zip(paths, unreached, strict=True) if none]
   if idle:

@@ -11,10 +11,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from peft_jax import checkpoint, layout, partition, sharding
+from peft_jax import (
+  checkpoint,
+  layout,
+  partition,
+  reparametrization,
+  sharding,
+)
 from peft_jax import manifest as manifests
 from peft_jax.inject import Adapted
 from peft_jax.manifest import Manifest
+from peft_jax.rules import Rule
 from peft_jax.tasks import vocabularies
 from peft_jax.tasks.sources import DataError
 from peft_jax.train import checkpoints, data, evaluate
@@ -71,6 +78,8 @@ def open_adapter(
   manifest, leaves = checkpoints.load_adapter(directory)
   config = _config(manifest, bindings, search_paths)
   model = Adapted(config.network, config.adapters)
+  if not any(map(reparametrization.is_reparametrized, _rules(manifest))):
+    model = reparametrization.plain(model)  # as export leaves it
   manifests.check_rules(manifest, model.rules)
   mesh = sharding.make_mesh(model=config.model_parallel)
   with sharding.use(mesh):
@@ -78,15 +87,19 @@ def open_adapter(
     places = sharding.shardings(
       variables["params"], variables["params_axes"], mesh
     )
-    frozen_spec, adapter_spec = partition.split(variables["params"], model)
-    frozen_places, adapter_places = partition.split(places, model)
+    shapes = variables["params"]
+    frozen_spec, adapter_spec = partition.split(shapes, model)
     checkpoint.check_fits(leaves, adapter_spec, source=str(directory))
-    frozen = load_backbone(config, model, frozen_spec, frozen_places)
+    spec = partition.backbone_of(shapes, model)
+    whole = load_backbone(config, model, spec, partition.select(places, spec))
     checkpoint.check_backbone(
-      manifest, manifests.fingerprint(frozen), source=str(directory)
+      manifest, manifests.fingerprint(whole), source=str(directory)
     )
+    frozen = partition.select(whole, frozen_spec)
     adapter = jax.tree.map(
-      jax.device_put, layout.like(leaves, adapter_spec), adapter_places
+      jax.device_put,
+      layout.like(leaves, adapter_spec),
+      partition.select(places, adapter_spec),
     )
   return Opened(
     config=config,
@@ -96,6 +109,10 @@ def open_adapter(
     adapter=adapter,
     mesh=mesh,
   )
+
+
+def _rules(manifest: Manifest) -> list[Rule]:
+  return [manifests.rule_from_json(rule) for rule in manifest.rules]
 
 
 def _config(

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft_jax import partition
 from peft_jax.merge import merge
 from peft_jax.train import config, loop, opened, run_dir
 from peft_jax.train.evaluate import Evaluation
@@ -62,7 +61,7 @@ def run(model_dir: str, bindings: Sequence[str] = ()) -> int:
     eval_examples=len(adapted.targets),
     trained_parameters=summary.trained_parameters,
     trained_share=summary.trained_parameters
-    / (summary.trained_parameters + partition.count(found.frozen)),
+    / (summary.trained_parameters + summary.backbone_parameters),
     adapter_bytes=summary.adapter_bytes,
     seconds=time.monotonic() - started,
     merged_agreement=agreement(adapted, folded),

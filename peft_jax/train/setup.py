@@ -1,11 +1,12 @@
 """Puts a run together: network, backbone, adapter, optimizer, placement."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
@@ -19,6 +20,7 @@ from peft_jax import (
   optim,
   partition,
   sharding,
+  start,
 )
 from peft_jax.inject import Adapted
 from peft_jax.partition import RuleRow
@@ -43,6 +45,7 @@ class Setup:
     rows: the rule table.
     description: the network's name and configuration.
     source: where the backbone came from, and its fingerprint.
+    counts: see `partition.counts`.
   """
 
   model: Adapted
@@ -53,6 +56,7 @@ class Setup:
   rows: list[RuleRow]
   description: Mapping[str, Any]
   source: Mapping[str, Any]
+  counts: Mapping[str, int | float]
 
 
 def shapes_of(model: Adapted | Any) -> dict[str, Any]:
@@ -83,16 +87,22 @@ def setup(config: Config, mesh: Mesh) -> Setup:
   places = sharding.shardings(
     variables["params"], variables["params_axes"], mesh
   )
-  frozen_spec, adapter_spec = partition.split(variables["params"], model)
-  frozen_places, adapter_places = partition.split(places, model)
+  shapes = variables["params"]
   key = jax.random.key(config.random_seed)
-
-  frozen = load_backbone(config, model, frozen_spec, frozen_places)
-  adapter = _init(model, key, 1, adapter_places)
+  spec = partition.backbone_of(shapes, model)
+  whole = load_backbone(config, model, spec, partition.select(places, spec))
+  added = _init(model, key, partition.added_of, places)
+  params = partition.assemble(whole, added, model)
+  params = start.from_backbone(params, model, jax.random.fold_in(key, 3))
+  frozen, adapter = partition.split(params, model)
+  adapter_places = partition.select(places, adapter)
+  adapter = jax.tree.map(_own_copy, adapter, adapter_places)
   tx = config.optimizer
+  if config.lora_plus_ratio:
+    tx = optim.lora_plus(tx, ratio=config.lora_plus_ratio)
   if config.gradient_clip:
     tx = optim.with_clipping(tx, max_norm=config.gradient_clip)
-  state = init_state(adapter, tx, jax.random.fold_in(key, 1))
+  state = init_state(adapter, tx, jax.random.fold_in(key, 1), model)
   state_sharding = _state_sharding(state, adapter_places, mesh)
   state = jax.tree.map(jax.device_put, state, state_sharding)
   return Setup(
@@ -101,13 +111,19 @@ def setup(config: Config, mesh: Mesh) -> Setup:
     frozen=frozen,
     state=state,
     state_sharding=state_sharding,
-    rows=partition.rule_table(adapter_spec, model),
+    rows=partition.rule_table(shapes, model),
     description=backbone.describe(config.network, config.model_name),
     source={
       "source": config.backbone,
-      "fingerprint": manifest.fingerprint(frozen),
+      "fingerprint": manifest.fingerprint(whole),
     },
+    counts=partition.counts(shapes, model),
   )
+
+
+def _own_copy(leaf: Any, place: Any) -> Any:
+  """Returns the leaf where it belongs; a step may overwrite it in place."""
+  return jnp.copy(jax.device_put(leaf, place))
 
 
 def warm_started(setup: Setup, directory: str) -> Setup:
@@ -134,7 +150,7 @@ def load_backbone(config: Config, model: Any, spec: Any, places: Any) -> Any:
   Args:
     config: names the backbone.
     model: the network with its adapters.
-    spec: shapes of the backbone's leaves.
+    spec: shapes of all of the backbone's leaves.
     places: their shardings.
 
   Raises:
@@ -149,22 +165,28 @@ def load_backbone(config: Config, model: Any, spec: Any, places: Any) -> Any:
     )
   if config.backbone == "random":
     key = jax.random.key(config.random_seed)
-    return _init(model, jax.random.fold_in(key, 2), 0, places)
+    return _init(
+      model, jax.random.fold_in(key, 2), partition.backbone_of, places
+    )
   path = config.backbone
   if path in _SHIPPED:
     path = str(resources.files("peft_jax") / _SHIPPED[path])
   return backbone.restore(path, spec, shardings=places)
 
 
-def _init(model: Adapted, key: jax.Array, part: int, places: Any) -> Any:
+def _init(
+  model: Adapted, key: jax.Array, part: Callable[..., Any], places: Any
+) -> Any:
   """Initialises one part of the tree; XLA drops the rest."""
   blank = np.ones((1, 2), np.int32)
 
   def init(key: jax.Array) -> Any:
-    params = model.init(key, blank, blank, blank)["params"]
-    return partition.split(params, model)[part]
+    return part(model.init(key, blank, blank, blank)["params"], model)
 
-  return jax.jit(init, out_shardings=places)(key)
+  wanted = jax.eval_shape(init, key)
+  if not jax.tree.leaves(wanted):
+    return {}
+  return jax.jit(init, out_shardings=partition.select(places, wanted))(key)
 
 
 def _state_sharding(state: TrainState, adapter_places: Any, mesh: Mesh) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from peft_jax import losses, partition
+from peft_jax.inject import Adapted
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -41,10 +42,25 @@ class TrainState(NamedTuple):
 
 
 def init_state(
-  adapter: Any, tx: optax.GradientTransformation, rng: Array
+  adapter: Any, tx: optax.GradientTransformation, rng: Array, model: Any = None
 ) -> TrainState:
-  """Returns the state before the first update."""
-  return TrainState(jnp.int32(0), adapter, tx.init(adapter), rng)
+  """Returns the state before the first update.
+
+  Args:
+    adapter: the adapter's leaves.
+    tx: the optimizer.
+    rng: key for dropout.
+    model: network with adapters; None: all leaves are trained.
+  """
+  trained, _ = _divide(adapter, model)
+  return TrainState(jnp.int32(0), adapter, tx.init(trained), rng)
+
+
+def _divide(adapter: Any, model: Any) -> tuple[Any, Any]:
+  """Returns what is trained and what is kept; a network has nothing to keep."""
+  if isinstance(model, Adapted):
+    return partition.divide(adapter, model)
+  return adapter, {}
 
 
 def network_inputs(batch: Batch) -> dict[str, Array]:
@@ -82,14 +98,14 @@ def make_train_step(
   Returns:
     metrics: `loss`, `accuracy` (share of right tokens), `tokens`,
     `gradient_norm`, float32 scalars on the device, and `unreached`, one bool
-    per leaf of the adapter: whether its gradient is zero everywhere.
+    per trained leaf: whether its gradient is zero everywhere.
   """
 
   def total_loss(
-    adapter: Any, frozen: Any, batch: Batch, rng: Array
+    trained: Any, kept: Any, batch: Batch, rng: Array
   ) -> tuple[Array, Array]:
     logits = model.apply(
-      {"params": partition.join(frozen, adapter)},
+      {"params": partition.join(kept, trained)},
       **network_inputs(batch),
       enable_dropout=dropout,
       rngs={"dropout": rng} if dropout else {},
@@ -101,19 +117,16 @@ def make_train_step(
 
   gradient = jax.value_and_grad(total_loss, has_aux=True)
 
-  def accumulate(state: TrainState, frozen: Any, batch: Batch) -> Any:
-    rng = jax.random.fold_in(state.rng, state.step)
+  def accumulate(trained: Any, kept: Any, batch: Batch, rng: Array) -> Any:
     if micro_batches == 1:
-      return gradient(state.adapter, frozen, batch, rng)
+      return gradient(trained, kept, batch, rng)
 
     def one(carry: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
       index, micro = part
-      found = gradient(
-        state.adapter, frozen, micro, jax.random.fold_in(rng, index)
-      )
+      found = gradient(trained, kept, micro, jax.random.fold_in(rng, index))
       return jax.tree.map(jnp.add, carry, found), None
 
-    zero = jax.tree.map(jnp.zeros_like, state.adapter)
+    zero = jax.tree.map(jnp.zeros_like, trained)
     start = ((jnp.float32(0), jnp.float32(0)), zero)
     parts = jax.tree.map(lambda x: _cut(x, micro_batches), dict(batch))
     total, _ = jax.lax.scan(one, start, (jnp.arange(micro_batches), parts))
@@ -122,13 +135,18 @@ def make_train_step(
   def step(
     state: TrainState, frozen: Any, batch: Batch
   ) -> tuple[TrainState, dict[str, Array]]:
-    (loss, right), grads = accumulate(state, frozen, batch)
+    trained, constant = _divide(state.adapter, model)
+    kept = partition.join(frozen, constant)
+    rng = jax.random.fold_in(state.rng, state.step)
+    (loss, right), grads = accumulate(trained, kept, batch, rng)
     tokens = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
     real = jnp.maximum(tokens, 1.0)
     if normalization == "tokens":
       grads = jax.tree.map(lambda g: g / real.astype(g.dtype), grads)
-    updates, opt_state = tx.update(grads, state.opt_state, state.adapter)
-    adapter = optax.apply_updates(state.adapter, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    adapter = optax.apply_updates(trained, updates)
+    if constant:
+      adapter = partition.join(adapter, constant)
     metrics = {
       "loss": loss / real,
       "accuracy": right / real,

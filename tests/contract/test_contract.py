@@ -23,15 +23,19 @@ from peft_jax import (
   manifest,
   merge,
   optim,
+  partition,
   sharding,
   split,
+  start,
 )
+from peft_jax.merge import MergeError
 from peft_jax.train import step as steps
 
 NETWORKS = {
   "ours": tiny.t5,
   "scanned": functools.partial(tiny.t5, scan_layers=True, remat="full"),
   "t5x": tiny.t5x,
+  "t5x_scanned": tiny.t5x_scanned,
 }
 
 
@@ -39,7 +43,12 @@ NETWORKS = {
 # share what was compiled for it, and so does a worker of several.
 @pytest.fixture(
   scope="module",
-  params=["ours", "scanned", pytest.param("t5x", marks=pytest.mark.t5x)],
+  params=[
+    "ours",
+    "scanned",
+    pytest.param("t5x", marks=pytest.mark.t5x),
+    pytest.param("t5x_scanned", marks=pytest.mark.t5x),
+  ],
 )
 def kind(request):
   """Name of the network."""
@@ -73,29 +82,44 @@ def difference(found, expected):
   return float(np.abs(np.asarray(found) - np.asarray(expected)).max())
 
 
-def test_starts_as_the_backbone(model, network):
+def test_starts_as_the_backbone(model, network, method):
   batch = tiny.batch()
   found = tiny.logits(model)(tiny.params(model), batch)
   expected = tiny.logits(network)(tiny.params(network), batch)
-  np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+  if method in methods.NOT_THE_IDENTITY:
+    assert np.isfinite(found).all()
+    assert difference(found, expected) > 1e-5
+  elif method in methods.ROUNDED:
+    tiny.assert_close(found, expected)
+  else:
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_backbone_is_a_strict_subset(model, network):
-  frozen, adapter = split(tiny.shapes(model), model)
-  assert tiny.spec(frozen) == tiny.spec(tiny.shapes(network))
-  assert {dtype for _, dtype in tiny.spec(adapter).values()} == {"float32"}
+  shapes = tiny.shapes(model)
+  backbone = partition.backbone_of(shapes, model)
+  assert tiny.spec(backbone) == tiny.spec(tiny.shapes(network))
+  frozen, adapter = split(shapes, model)
+  assert tiny.spec(frozen).items() <= tiny.spec(backbone).items()
+  trained, constant = partition.divide(adapter, model)
+  assert {dtype for _, dtype in tiny.spec(trained).values()} == {"float32"}
+  assert {dtype for _, dtype in tiny.spec(constant).values()} <= {
+    "float32",
+    "int32",
+  }
 
 
 def test_init_draws_the_same_backbone(model, network):
   """Adapters take no random numbers from the modules they are placed in."""
   leaves = (
-    r"encoder/layers(_0)?/attention/(key|out)/kernel"
-    r"|decoder/layers(_1)?/(self_attention/value|mlp/wo)/kernel"
+    r"encoder/(layers(_0)?|encoder)/attention/(key|out)/kernel"
+    r"|decoder/(layers(_1)?|decoder)/(self_attention/value|mlp/wo)/kernel"
   )
   expected = tiny.initial(network, leaves)
   found = tiny.initial(model, leaves)
   assert len(expected) == 4
-  tiny.assert_same(found, expected)
+  # A layer that is trained beside its stack is there a second time.
+  tiny.assert_same({path: found[path] for path in expected}, expected)
 
 
 def test_split_and_join_are_inverse(model):
@@ -119,21 +143,24 @@ def test_every_leaf_has_logical_axes(model):
 
 def test_axes_are_split_as_the_backbone(model):
   """An adapter's axis of the backbone's length is called as the backbone's."""
+  length = {
+    "embed": tiny.SIZES["emb_dim"],
+    "mlp": tiny.SIZES["mlp_dim"],
+    "vocab": tiny.SIZES["vocab_size"],
+    "joined_kv": tiny.SIZES["num_heads"] * tiny.SIZES["head_dim"],
+  }
   variables = tiny.variables(model)
   names = sharding.axis_names(variables["params_axes"])
-  params = flatten_dict(variables["params"], sep="/")
-  _, adapter = split(variables["params"], model)
-  for path in flatten_dict(adapter, sep="/"):
-    _, site, leaf = model.rule_of(path)
-    rows, columns = names[f"{site}/kernel"][-2:]
-    inputs = params[f"{site}/kernel"].shape[-2]
-    expected = {
-      "a": (rows, "lora_rank"),
-      "b": ("lora_rank", columns),
-      "scaling": (rows if params[path].shape[-1] == inputs else columns,),
-    }
-    lead = ("layers",) if layout.is_stacked(path) else ()
-    assert names[path] == lead + expected[leaf], path
+  for path, leaf in flatten_dict(variables["params"], sep="/").items():
+    if not model.is_added(path):
+      continue
+    for size, axis in zip(leaf.shape, names[path], strict=True):
+      assert length.get(axis, size) == size, path
+      assert axis in length or size not in length.values(), path
+    stacked = layout.stack_axis(path)
+    assert ("layers" in names[path]) == (stacked is not None)
+    if stacked is not None:
+      assert names[path].index("layers") == stacked
 
 
 @functools.cache
@@ -145,50 +172,59 @@ def train_step(model):
 def is_still(path, before, after):
   """Whether a leaf did not change; of stacked layers, any one of them."""
   same = np.asarray(before[path]) == np.asarray(after[path])
-  if layout.is_stacked("/".join(path)):
+  axis = layout.stack_axis("/".join(path))
+  if axis is not None:
+    same = np.moveaxis(same, axis, 0)
     return same.reshape(same.shape[0], -1).all(axis=1).any()
   return same.all()
 
 
-def test_two_steps_change_all_of_the_adapter_and_nothing_else(model):
+def test_two_steps_change_all_of_the_adapter_and_nothing_else(model, method):
   frozen, adapter = split(tiny.params(model), model)
   before = jax.tree.map(np.array, frozen)
   tx, step = train_step(model)
-  state = steps.init_state(adapter, tx, jax.random.key(0))
+  state = steps.init_state(adapter, tx, jax.random.key(0), model)
+  trained, constant = partition.divide(adapter, model)
   unchanged = []
   for _ in range(2):
     state, metrics = step(state, frozen, tiny.batch())
-    start, now = flatten_dict(adapter), flatten_dict(state.adapter)
+    start, now = flatten_dict(trained), flatten_dict(state.adapter)
     unchanged.append({path for path in start if is_still(path, start, now)})
     assert np.isfinite(metrics["loss"])
     assert metrics["gradient_norm"] > 0
-  assert {path[-1] for path in unchanged[0]} <= methods.STILL_AT_FIRST
+  still = methods.STILL_AT_FIRST.get(method, set())
+  assert {path[-1] for path in unchanged[0]} <= still
   assert not unchanged[1]
   tiny.assert_same(frozen, before)
+  tiny.assert_same(partition.divide(state.adapter, model)[1], constant)
   # The optimizer holds moments of the adapter only.
   moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
   assert sum(x.size for x in moments) == 2 * sum(
-    x.size for x in jax.tree.leaves(adapter)
+    x.size for x in jax.tree.leaves(trained)
   )
 
 
-def test_learns_a_label(model):
-  """The first input token decides the answer; the loss falls by half."""
-  batch = tiny.batch(padded=False)
-  first = batch["encoder_input_tokens"][:, :1]
+def test_learns_a_label(model, network):
+  """The backbone repeats its input; the answer shall be one of two labels."""
+  first = jnp.arange(6, 10)[:, None]
+  batch = {"encoder_input_tokens": jnp.broadcast_to(first, (4, 7))}
   targets = jnp.where(first % 2 == 0, 3, 4) * jnp.ones((1, 5), jnp.int32)
   batch |= {
     "decoder_input_tokens": targets.at[:, 0].set(0),
     "decoder_target_tokens": targets,
+    # The rest of the answer repeats what the decoder is given.
+    "decoder_loss_weights": jnp.zeros((4, 5)).at[:, 0].set(1.0),
   }
-  frozen, adapter = split(tiny.params(model), model)
+  params = partition.overlay(tiny.params(model), tiny.taught(network))
+  params = start.from_backbone(params, model, jax.random.key(0))
+  frozen, adapter = split(params, model)
   tx, step = train_step(model)
-  state = steps.init_state(adapter, tx, jax.random.key(0))
+  state = steps.init_state(adapter, tx, jax.random.key(0), model)
   history = []
-  for _ in range(40):
+  for _ in range(60):
     state, metrics = step(state, frozen, batch)
     history.append(float(metrics["loss"]))
-  assert history[-1] < history[0] / 2, history
+  assert min(history) < history[0] / 2, history[::10]
 
 
 def test_saved_and_restored_are_bit_equal(model, network, trees, tmp_path):
@@ -216,19 +252,23 @@ def test_one_adapter_fits_both_views_of_the_layers(method, tmp_path):
     Adapted(NETWORKS[kind](), methods.METHODS[method])
     for kind in ("ours", "scanned")
   )
-  frozen, adapter = split(tiny.params(unscanned), unscanned)
+  params = tiny.params(unscanned)
+  _, adapter = split(params, unscanned)
   adapter = tiny.randomize(adapter)
   checkpoint.save(
     tmp_path / "adapter", adapter, unscanned.rules, model={}, backbone={}
   )
-  spec = split(tiny.shapes(scanned), scanned)
-  stacked = checkpoint.restore(tmp_path / "adapter", scanned, spec[1])
-  assert layout.is_scanned(stacked)
-  batch = tiny.batch()
-  found = tiny.logits(scanned)(
-    join(layout.like(frozen, spec[0]), stacked), batch
+  shapes = tiny.shapes(scanned)
+  stacked = checkpoint.restore(
+    tmp_path / "adapter", scanned, split(shapes, scanned)[1]
   )
-  expected = tiny.logits(unscanned)(join(frozen, adapter), batch)
+  backbone = layout.like(
+    partition.backbone_of(params, unscanned),
+    partition.backbone_of(shapes, scanned),
+  )
+  batch = tiny.batch()
+  found = tiny.logits(scanned)(partition.overlay(backbone, stacked), batch)
+  expected = tiny.logits(unscanned)(partition.overlay(params, adapter), batch)
   tiny.assert_close(found, expected)
 
 
@@ -271,17 +311,21 @@ def test_bfloat16_activations_stay_bfloat16(kind, method):
   model = Adapted(network, methods.METHODS[method])
   params = tiny.shapes(model)
   frozen, adapter = split(params, model)
-  expected = intermediate_dtypes(network, frozen)
+  expected = intermediate_dtypes(network, partition.backbone_of(params, model))
   found = intermediate_dtypes(model, params)
   assert jnp.dtype("bfloat16") in expected.values()
   assert {path: found[path] for path in expected} == expected
-  if kind != "scanned":  # a scan keeps no intermediates, but checks its carry
+  if (
+    "scanned" not in kind
+  ):  # a scan keeps no intermediates, but checks its carry
     given = {found[path] for path in found.keys() - expected.keys()}
-    assert given == {jnp.dtype("bfloat16")}
+    if {rule.adapter.position for rule in model.rules} <= {"input", "output"}:
+      assert given == {jnp.dtype("bfloat16")}
   # An adapter is kept, and differentiated, in float32.
   tx, step = train_step(model)
   state = jax.eval_shape(
-    lambda adapter: steps.init_state(adapter, tx, jax.random.key(0)), adapter
+    lambda adapter: steps.init_state(adapter, tx, jax.random.key(0), model),
+    adapter,
   )
   after, _ = jax.eval_shape(step, state, frozen, tiny.batch())
   assert tiny.spec(after.adapter) == tiny.spec(adapter)
@@ -348,9 +392,19 @@ def stepwise(model, style):
 
 
 @pytest.mark.parametrize("style", ["ours", "t5x"])
-def test_cached_decoding_equals_teacher_forcing(model, trees, kind, style):
-  if style == "ours" and kind == "t5x":
+def test_cached_decoding_equals_teacher_forcing(
+  model, trees, kind, method, style
+):
+  if style == "t5x" and "t5x" not in kind and method not in ("ia3", "prefix"):
+    pytest.skip("two methods are enough to hold T5X's way to call our networks")
+  if style == "ours" and kind.startswith("t5x"):
     pytest.skip("T5X's network keeps no keys and values of the encoder")
+  if kind.startswith("t5x") and any(
+    getattr(rule.adapter, "gated", False)
+    and rule.adapter.position == "attention"
+    for rule in model.rules
+  ):
+    pytest.skip("T5X's decoding takes one bias for all rows, gates are per row")
   batch = tiny.batch()
   # The targets mask nothing in decoding, so here they have no padding.
   batch |= {"decoder_target_tokens": jnp.ones((4, 5), jnp.int32)}
@@ -360,14 +414,52 @@ def test_cached_decoding_equals_teacher_forcing(model, trees, kind, style):
   tiny.assert_close(found, expected)
 
 
+def test_beam_search_scores_equal_teacher_forcing(model, trees, kind):
+  """Every beam's score is the sum of its tokens' log-probabilities."""
+  if "t5x" in kind:
+    pytest.skip("T5X's network keeps no keys and values of the encoder")
+  params, inputs = join(*trees), tiny.batch()["encoder_input_tokens"]
+  tokens, scores = jax.jit(
+    lambda params, inputs: decoding.beam_search(
+      model, params, inputs, max_decode_length=5, length_penalty=0.0
+    )
+  )(params, inputs)
+  assert tokens.shape == (4, 4, 5)
+  for beam in range(4):
+    targets = tokens[:, beam]
+    logits = tiny.logits(model)(
+      params,
+      {
+        "encoder_input_tokens": inputs,
+        "decoder_input_tokens": jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": jnp.ones_like(targets),
+      },
+    )
+    chances = jnp.take_along_axis(
+      jax.nn.log_softmax(logits), targets[..., None], axis=-1
+    )[..., 0]
+    ended = targets == 1
+    alive = jnp.cumsum(ended, axis=1) - ended == 0
+    expected = jnp.sum(jnp.where(alive, chances, 0.0), axis=1)
+    tiny.assert_close(scores[:, beam], expected)
+
+
 def test_merged_equals_unmerged(model, network, trees):
   params = join(*trees)
+  stuck = [rule for rule in model.rules if not rule.adapter.mergeable]
+  if stuck:
+    with pytest.raises(MergeError) as error:
+      merge(params, model)
+    for rule in stuck:
+      assert f"{rule.name!r} at {rule.pattern!r}" in str(error.value)
+    return
   before = jax.tree.map(np.array, params)
   merged = merge(params, model)
   assert tiny.spec(merged) == tiny.spec(tiny.params(network))
   batch = tiny.batch()
   expected = tiny.logits(model)(params, batch)
   found = tiny.logits(network)(merged, batch)
-  assert difference(expected, tiny.logits(network)(trees[0], batch)) > 1e-2
+  backbone = tiny.params(network)
+  assert difference(expected, tiny.logits(network)(backbone, batch)) > 1e-2
   tiny.assert_close(found, expected)
   tiny.assert_same(params, before)

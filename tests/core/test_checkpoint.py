@@ -24,6 +24,7 @@ from peft_jax import (
   layout,
   manifest,
 )
+from peft_jax.adapters import METHODS
 from peft_jax.checkpoint import AdapterError
 from peft_jax.manifest import ManifestError
 from peft_jax.partition import split
@@ -250,7 +251,7 @@ def test_an_unknown_method(copy):
   with pytest.raises(ManifestError) as error:
     manifest.rule_from_json(read.rules[0])
   message = str(error.value)
-  assert "expected a method of ['ia3', 'lora'], found 'ia4'" in message
+  assert f"expected a method of {sorted(METHODS)}, found 'ia4'" in message
   assert "another version" in message
 
 
@@ -492,6 +493,7 @@ def test_manifest_holds_all_hyper_parameters(saved):
         "rank_stabilized": False,
         "dropout_rate": 0.0,
         "initializer": "hugging_face",
+        "gated": False,
       },
     },
   ]

@@ -89,18 +89,32 @@ def test_keeps_numpy_arrays_and_jax_arrays():
       assert {isinstance(leaf, kind) for leaf in found} == {True}
 
 
-def test_paths():
-  assert layout.paths_of("encoder/layers/a/b", 2) == [
-    "encoder/layers_0/a/b",
-    "encoder/layers_1/a/b",
+def rows(path, *shape):
+  return layout.rows_of(path, np.zeros(shape))
+
+
+def test_rows():
+  assert rows("encoder/layers/a/b", 2, 3) == [
+    ("encoder/layers_0/a/b", (3,)),
+    ("encoder/layers_1/a/b", (3,)),
   ]
-  assert layout.paths_of("encoder/encoder_norm/scale", 2) == [
-    "encoder/encoder_norm/scale"
+  # T5X's scalable_t5 has the layers as axis 1.
+  assert rows("decoder/decoder/a/b", 3, 2, 4) == [
+    ("decoder/layers_0/a/b", (3, 4)),
+    ("decoder/layers_1/a/b", (3, 4)),
+  ]
+  assert rows("encoder/encoder_norm/scale", 2) == [
+    ("encoder/encoder_norm/scale", (2,))
   ]
   # Near misses: another stack, a module that begins alike, the stack itself.
-  for path in ("other/layers/a", "encoder/layers_norm/a", "encoder/layers"):
+  for path in (
+    "other/layers/a",
+    "encoder/layers_norm/a",
+    "encoder/layers",
+    "encoder/decoder/a",
+  ):
     assert not layout.is_stacked(path)
-    assert layout.paths_of(path, 2) == [path]
+    assert rows(path, 2) == [(path, (2,))]
 
 
 def test_views_agree_on_both_networks():

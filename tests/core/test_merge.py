@@ -23,9 +23,9 @@ class Bottleneck(Adapter):
     return "output"
 
   @nn.compact
-  def __call__(self, x, site, deterministic):
+  def __call__(self, x, y, site, deterministic):
     scale = self.param("scale", nn.initializers.ones, (1,))
-    return nn.relu(x) * scale.reshape((1,) * x.ndim)
+    return nn.relu(y) * scale.reshape((1,) * y.ndim)
 
 
 def leaves(model, scale=1.0):

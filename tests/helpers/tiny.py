@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, networks
-from peft_jax.train.step import network_inputs
+from peft_jax import layout, networks, optim, start
+from peft_jax.train.step import init_state, make_train_step, network_inputs
 
 # No two sizes are equal, and H*K differs from D: a swapped axis shows. The
 # tests' time is spent compiling, so layers are few.
@@ -34,6 +34,20 @@ def t5x(**overrides):
   from t5x.examples.t5 import network
 
   options = {"mlp_activations": ("gelu", "linear"), "dropout_rate": 0.0}
+  return network.Transformer(
+    network.T5Config(**(SIZES | options | overrides)),
+  )
+
+
+def t5x_scanned(**overrides):
+  """Returns T5X's scalable_t5, scanned and rematerialised."""
+  from t5x.examples.scalable_t5 import network
+
+  options = {
+    "mlp_activations": ("gelu", "linear"),
+    "dropout_rate": 0.0,
+    "remat_policy": "full",
+  }
   return network.Transformer(
     network.T5Config(**(SIZES | options | overrides)),
   )
@@ -97,17 +111,21 @@ def params(model):
   """
   rules = getattr(model, "rules", ())
   names = "|".join(rule.name for rule in rules)
-  adapters = initial(model, f".*/({names})/[^/]+") if rules else {}
+  adapters = {}
+  if rules:
+    adapters = initial(model, f".*/({names})/[^/]+|({names})_shared/.*")
   flat = {}
   for path, leaf in flatten_dict(shapes(model), sep="/").items():
     if path in adapters:
       flat[path] = adapters[path]
-    elif layout.is_stacked(path):
-      paths = layout.paths_of(path, leaf.shape[0])
-      flat[path] = jnp.stack([_draw(p, leaf.shape[1:]) for p in paths])
     else:
-      flat[path] = _draw(path, leaf.shape)
-  return unflatten_dict(flat, sep="/")
+      rows = [_draw(p, shape) for p, shape in layout.rows_of(path, leaf)]
+      axis = layout.stack_axis(path)
+      flat[path] = rows[0] if axis is None else jnp.stack(rows, axis)
+  drawn = unflatten_dict(flat, sep="/")
+  if rules:
+    drawn = start.from_backbone(drawn, model, jax.random.key(0))
+  return drawn
 
 
 def _draw(path, shape):
@@ -119,6 +137,42 @@ def _draw(path, shape):
     case "kernel":
       noise = noise / np.float32(np.sqrt(shape[0]))
   return jnp.asarray(noise)
+
+
+@functools.cache
+def taught(network, *, updates=300):
+  """Returns a backbone that answers with the token its input repeats.
+
+  A random backbone hides its input from the answer, so that a method which acts
+  on the input alone would have nothing to learn with.
+  """
+  tx = optim.adamw(learning_rate=1e-2)
+  step = make_train_step(network, tx, dropout=False)
+
+  def update(state, key):
+    tokens = jax.random.randint(key, (16, 1), 2, SIZES["vocab_size"])
+    answer = jnp.broadcast_to(tokens, (16, 5))
+    return step(
+      state,
+      {},
+      {
+        "encoder_input_tokens": jnp.broadcast_to(tokens, (16, 7)),
+        "decoder_input_tokens": jnp.pad(answer, ((0, 0), (1, 0)))[:, :-1],
+        "decoder_target_tokens": answer,
+        "decoder_loss_weights": jnp.zeros((16, 5)).at[:, 0].set(1.0),
+      },
+    )
+
+  @jax.jit
+  def train(params):
+    state = init_state(params, tx, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), updates)
+    state, metrics = jax.lax.scan(update, state, keys)
+    return state.adapter, metrics["loss"][-1]
+
+  taught, loss = train(params(network))
+  assert loss < 1.0, loss
+  return taught
 
 
 @functools.cache

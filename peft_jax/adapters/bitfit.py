@@ -1,0 +1,42 @@
+"""BitFit: trains biases alone (arXiv 2106.10199)."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from peft_jax import sharding
+from peft_jax.adapters.base import Adapter, Array, Position, Site
+
+
+class BitFit(Adapter):
+  """Adds a learned bias to what a module gives, zero at the start.
+
+  T5 has no biases: T-Few's baseline adds them to every linear map, and trains
+  the layer norms besides.
+
+  Example:
+    >>> from peft_jax import Rule
+    >>> rule = Rule("all_linear", BitFit())
+
+  Parameters: `bias` [outputs]. No kernel of T5 can hold it: it cannot be
+  merged.
+  """
+
+  @property
+  def position(self) -> Position:
+    return "output"
+
+  @nn.compact
+  def __call__(
+    self, x: Array, y: Array, site: Site, deterministic: bool
+  ) -> Array:
+    """y: [B, T, outputs...] -> [B, T, outputs...]."""
+    del x, deterministic
+    bias = sharding.param_with_axes(
+      "bias",
+      nn.initializers.zeros,
+      (site.output_size,),
+      jnp.float32,
+      axes=(site.output_axis,),
+    )
+    lead = (1,) * (y.ndim - len(site.outputs))
+    return y + bias.astype(y.dtype).reshape(lead + site.outputs)

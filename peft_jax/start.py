@@ -1,0 +1,137 @@
+"""Where adapters start that depend on the backbone's own parameters.
+
+DoRA's magnitudes, PiSSA's factors and prompts drawn from the vocabulary are
+functions of the backbone. `Adapted.init` draws a random one, so these leaves
+hold NaN until `from_backbone` has seen the restored one: forgetting it shows.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from peft_jax import layout, partition
+from peft_jax.adapters import fish_mask
+from peft_jax.inject import Adapted
+
+Array = jax.Array
+
+
+def from_backbone(params: Any, model: Adapted, key: Array) -> dict:
+  """Returns the tree with every adapter as it starts beside this backbone.
+
+  Adapters that do not depend on the backbone are left as they are. Call it
+  once, after the backbone is restored and before training.
+
+  Example:
+    >>> import numpy as np
+    >>> from peft_jax import DoRA, Rule
+    >>> model = Adapted(None, [Rule("key", DoRA(rank=1))])
+    >>> params = {"key": {"kernel": np.array([[3.0], [4.0]], np.float32),
+    ...   "dora": {"magnitude": np.full(1, np.nan, np.float32),
+    ...     "a": np.ones((2, 1)), "b": np.zeros((1, 1))}}}
+    >>> started = from_backbone(params, model, jax.random.key(0))
+    >>> started["key"]["dora"]["magnitude"].tolist()
+    [5.0]
+
+  Args:
+    params: backbone and adapters in one tree.
+    model: the network with its rules.
+    key: for those that draw, such as prompts from sampled words.
+  """
+  if not any(rule.adapter.reads_backbone for rule in model.rules):
+    return params
+  frozen, adapter = partition.split(params, model)
+  backbone = _Layers(flatten_dict(frozen, sep="/"))
+  rows = flatten_dict(layout.to_layers(adapter), sep="/")
+  by_site: dict[tuple, dict[str, Array]] = {}
+  for path, leaf in rows.items():
+    owner = model.rule_of(path)
+    assert owner is not None
+    rule, site, name = owner
+    if rule.adapter.reads_backbone:
+      by_site.setdefault((rule, site), {})[name] = leaf
+  for (rule, site), leaves in by_site.items():
+    scope = f"{site}/{rule.name}"
+    drawn = jax.random.fold_in(key, zlib.crc32(scope.encode()))
+    started = rule.adapter.start(leaves, site, backbone, drawn)
+    rows |= {f"{scope}/{name}": leaf for name, leaf in started.items()}
+  started = layout.like(unflatten_dict(rows, sep="/"), adapter)
+  return partition.join(frozen, started)
+
+
+def from_fisher(
+  params: Any,
+  model: Adapted,
+  loss: Callable[[Any, Any], Array],
+  batches: Sequence[Any],
+) -> dict:
+  """Returns the tree with FISH masks on the entries that matter most.
+
+  Other adapters are left as they are. Call it once, after `from_backbone`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from peft_jax import FishMask, Rule
+    >>> model = Adapted(None, [Rule("w", FishMask(keep=0.3))])
+    >>> scope = {"values": jnp.zeros(1), "leaf": jnp.zeros(1, jnp.int32),
+    ...   "offset": jnp.zeros(1, jnp.int32)}
+    >>> params = {"w": jnp.ones(3), "fish_mask_shared": {"all": scope}}
+    >>> loss = lambda params, x: jnp.sum(params["w"] * x)
+    >>> found = from_fisher(params, model, loss, [jnp.array([1.0, 2.0, 9.0])])
+    >>> found["fish_mask_shared"]["all"]["offset"].tolist()
+    [2]
+
+  Args:
+    params: backbone and adapters in one tree.
+    model: the network with its rules.
+    loss: (params, batch) -> loss; the paper takes one example per batch.
+    batches: at least one.
+
+  Raises:
+    ValueError: if there is no batch.
+  """
+  flat = flatten_dict(params, sep="/")
+  for rule in model.rules:
+    if not isinstance(rule.adapter, fish_mask.FishMask):
+      continue
+    targets = {path: flat[path] for path in flat if model.targets(rule, path)}
+    information = fish_mask.fisher(
+      lambda found, batch: loss(unflatten_dict(flat | found, sep="/"), batch),
+      targets,
+      batches,
+    )
+    rows = layout.to_layers(unflatten_dict(information, sep="/"))
+    scope = f"{rule.name}_shared/all"
+    k = flat[f"{scope}/values"].shape[0]
+    for name, value in fish_mask.choose(flatten_dict(rows, sep="/"), k).items():
+      flat[f"{scope}/{name}"] = jax.numpy.asarray(value)
+  return unflatten_dict(flat, sep="/")
+
+
+class _Layers(Mapping):
+  """The backbone's leaves by per-layer path, sliced when asked for."""
+
+  def __init__(self, flat: Mapping[str, Any]) -> None:
+    self._flat = flat
+    self._rows = {
+      layer: (path, i)
+      for path, leaf in flat.items()
+      for i, (layer, _) in enumerate(layout.rows_of(path, leaf))
+    }
+
+  def __getitem__(self, layer: str) -> Any:
+    path, i = self._rows[layer]
+    axis = layout.stack_axis(path)
+    if axis is None:
+      return layout.as_matrix(path, self._flat[path])
+    row = self._flat[path][(slice(None),) * axis + (i,)]
+    return layout.as_matrix(layer, row)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._rows)
+
+  def __len__(self) -> int:
+    return len(self._rows)

@@ -1,0 +1,68 @@
+"""Chooses FISH masks on training examples, before the first step."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from peft_jax import losses, partition, start
+from peft_jax.adapters.fish_mask import FishMask
+from peft_jax.train import data
+from peft_jax.train.config import Config, ConfigError
+from peft_jax.train.setup import Setup
+from peft_jax.train.step import network_inputs
+
+
+def masked(run: Setup, config: Config, task: Any) -> Setup:
+  """Returns the run with its FISH masks chosen; as it is if it has none.
+
+  Args:
+    run: the run before its first step.
+    config: says on how many examples.
+    task: whose training examples are looked at.
+
+  Raises:
+    ConfigError: with several processes, which see other examples each.
+  """
+  rules = run.model.rules
+  if not any(isinstance(rule.adapter, FishMask) for rule in rules):
+    return run
+  if jax.process_count() > 1:
+    raise ConfigError(
+      "expected one process to choose a FISH mask, found"
+      f" {jax.process_count()}. Choose it on one (--train_steps 1), then start"
+      " the others from that run with --gin.WARM_START."
+    )
+  examples = data.train_batches(
+    task,
+    lengths=config.task_feature_lengths,
+    batch_size=1,
+    seed=config.random_seed,
+    max_examples=config.max_train_examples,
+  )
+  batches = [
+    {name: jnp.asarray(x) for name, x in example.items()}
+    for example in itertools.islice(examples, config.fisher_examples)
+  ]
+
+  def loss(params: Any, batch: Any) -> jax.Array:
+    logits = run.model.apply(
+      {"params": params}, **network_inputs(batch), enable_dropout=False
+    )
+    weights = batch["decoder_loss_weights"].astype(jnp.float32)
+    total, _ = losses.language_model(
+      logits, batch["decoder_target_tokens"], weights
+    )
+    return total / jnp.maximum(jnp.sum(weights), 1.0)
+
+  params = partition.join(run.frozen, run.state.adapter)
+  params = start.from_fisher(params, run.model, loss, batches)
+  chosen = partition.select(params, run.state.adapter)
+  adapter = jax.tree.map(
+    lambda leaf, like: jax.device_put(leaf, like.sharding),
+    chosen,
+    run.state.adapter,
+  )
+  return dataclasses.replace(run, state=run.state._replace(adapter=adapter))
