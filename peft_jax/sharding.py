@@ -36,6 +36,9 @@ DEFAULT_RULES: Rules = (
   ("gate", None),
   ("prefix_kv", None),
   ("adapter", None),
+  ("phm", None),
+  ("phm_in", None),
+  ("phm_out", None),
 )
 
 # A parameter or activation with its logical axes, as T5X reads them.

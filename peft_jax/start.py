@@ -5,6 +5,7 @@ functions of the backbone. `Adapted.init` draws a random one, so these leaves
 hold NaN until `from_backbone` has seen the restored one: forgetting it shows.
 """
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from peft_jax import layout, partition
-from peft_jax.adapters import fish_mask
+from peft_jax.adapters import fish_mask, prefix
 from peft_jax.inject import Adapted
 
 Array = jax.Array
@@ -109,6 +110,90 @@ def from_fisher(
     for name, value in fish_mask.choose(flatten_dict(rows, sep="/"), k).items():
       flat[f"{scope}/{name}"] = jax.numpy.asarray(value)
   return unflatten_dict(flat, sep="/")
+
+
+def prefix_from_words(
+  params: Any, model: Adapted, encoder_tokens: Array, decoder_tokens: Array
+) -> dict:
+  """Returns the tree with prefixes that stand for real words.
+
+  Keys and values of every prefix become those that the backbone computes for
+  the words at that attention (Li and Liang 2021, section 7.3). A prefix that a
+  network makes is left to `reparametrization.drop`, or trained to it.
+
+  Example:
+    >>> from peft_jax import Prefix, Rule, networks
+    >>> network = networks.create("tiny", num_encoder_layers=1,
+    ...   num_decoder_layers=1)
+    >>> model = Adapted(network,
+    ...   [Rule(".*attention", Prefix(length=2, hidden_size=0))])
+    >>> x = jax.numpy.ones((1, 3), int)
+    >>> params = model.init(jax.random.key(0), x, x, x)["params"]
+    >>> words = jax.numpy.array([7, 9])
+    >>> started = prefix_from_words(params, model, words, words)
+    >>> started["encoder"]["layers_0"]["attention"]["prefix"]["key"].shape
+    (2, 128)
+
+  Args:
+    params: backbone and adapters in one tree.
+    model: the network with its rules; each prefix direct (hidden_size=0) and as
+      long as the words.
+    encoder_tokens: [P] ids, for the prefixes over the encoder's positions:
+      encoder self-attention and cross-attention.
+    decoder_tokens: [P] ids, for decoder self-attention.
+
+  Raises:
+    ValueError: if a prefix has another length, or a network makes it.
+  """
+  rules = [r for r in model.rules if isinstance(r.adapter, prefix.Prefix)]
+  for rule in rules:
+    if rule.adapter.hidden_size:
+      raise ValueError(
+        f"expected hidden_size=0 at {rule.pattern!r}, found"
+        f" {rule.adapter.hidden_size}: a network makes this prefix. Use"
+        " reparametrization.drop first."
+      )
+  layers = _unscanned(model.network)
+  backbone = layout.to_layers(partition.backbone_of(params, model))
+  inputs, targets = encoder_tokens[None], decoder_tokens[None]
+  shifted = jax.numpy.ones_like(targets)  # the mask hides nothing
+  _, state = layers.apply(
+    {"params": backbone},
+    inputs,
+    targets,
+    shifted,
+    enable_dropout=False,
+    capture_intermediates=lambda module, _: module.name in prefix.DIRECT,
+    mutable=["intermediates"],
+  )
+  captured = flatten_dict(state["intermediates"], sep="/")
+  rows = flatten_dict(
+    layout.to_layers(partition.added_of(params, model)), sep="/"
+  )
+  for path, leaf in rows.items():
+    owner = model.rule_of(path)
+    assert owner is not None
+    rule, site, name = owner
+    if rule not in rules or name not in prefix.DIRECT:
+      continue
+    found = captured[f"{site}/{name}/__call__"][0][0]  # [P, H, K]
+    found = found.reshape(found.shape[0], -1)
+    if found.shape != leaf.shape:
+      raise ValueError(
+        f"expected as many words as the prefix at {site} is long,"
+        f" {leaf.shape[0]}, found {found.shape[0]}. Set its length to that."
+      )
+    rows[path] = found.astype(leaf.dtype)
+  started = layout.like(unflatten_dict(rows, sep="/"), params)
+  return partition.overlay(params, started)
+
+
+def _unscanned(network: Any) -> Any:
+  """Returns the network with one module per layer, to see inside of it."""
+  if not getattr(network, "scan_layers", False):
+    return network
+  config = dataclasses.replace(network.config, scan_layers=False, remat="none")
+  return network.clone(config=config)
 
 
 class _Layers(Mapping):

@@ -72,7 +72,7 @@ class Compacter(Adapter):
     rule = Leaf(
       shape=(n, n, n),
       initializer=nn.initializers.normal(0.1),
-      axes=("adapter", "adapter", "adapter"),
+      axes=("phm", "phm_in", "phm_out"),
     )
     return {"down_rule": rule, "up_rule": rule}
 
@@ -125,5 +125,5 @@ class Compacter(Adapter):
   def _leaf(
     self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]
   ) -> Array:
-    axes = ("adapter", "adapter", "adapter")
+    axes = ("phm", "phm_in", "phm_out")
     return sharding.param_with_axes(name, init, shape, jnp.float32, axes=axes)

@@ -64,23 +64,24 @@ class FishMask(Adapter):
     """The entries' values and places."""
     k = self.count(shapes)
     sizes = [math.prod(shapes[path]) for path in sorted(shapes)]
-    ends = np.cumsum(sizes)
-    first = np.arange(k)
-    leaf = np.searchsorted(ends, first, side="right")
-    offset = first - np.concatenate([[0], ends])[leaf]
+    # Ends past k do not matter, and might not fit 32 bits.
+    ends = np.minimum(np.cumsum(sizes), k)
 
-    def fixed(array: np.ndarray) -> Leaf:
+    def first(which: int) -> Leaf:
+      def init(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+        entry = jnp.arange(shape[0])
+        leaf = jnp.searchsorted(jnp.asarray(ends), entry, side="right")
+        starts = jnp.asarray(np.concatenate([[0], ends]))
+        return (leaf, entry - starts[leaf])[which].astype(dtype)
+
       return Leaf(
-        shape=(k,),
-        initializer=lambda key, shape, dtype: jnp.asarray(array, dtype),
-        axes=("adapter",),
-        dtype="int32",
+        shape=(k,), initializer=init, axes=("adapter",), dtype="int32"
       )
 
     values = Leaf(
       shape=(k,), initializer=nn.initializers.zeros, axes=("adapter",)
     )
-    return {"values": values, "leaf": fixed(leaf), "offset": fixed(offset)}
+    return {"values": values, "leaf": first(0), "offset": first(1)}
 
   def count(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Returns k, the number of entries that are trained."""

@@ -137,6 +137,8 @@ def test_every_leaf_has_logical_axes(model):
     for path, leaf in flatten_dict(variables["params"], sep="/").items()
   }
   assert {path: len(axes) for path, axes in names.items()} == ranks
+  # Flax refuses to place a parameter that has one name twice.
+  assert all(len(set(axes)) == len(axes) for axes in names.values())
   known = {axis for axis, _ in sharding.DEFAULT_RULES}
   assert {axis for axes in names.values() for axis in axes} <= known
 

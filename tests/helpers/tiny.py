@@ -103,7 +103,7 @@ def initial(model, pattern):
 
 
 @functools.cache
-def params(model):
+def unstarted(model):
   """Returns parameters: a drawn backbone, and adapters as `init` makes them.
 
   The backbone's values depend on a leaf's path alone, so that they are the same
@@ -122,10 +122,15 @@ def params(model):
       rows = [_draw(p, shape) for p, shape in layout.rows_of(path, leaf)]
       axis = layout.stack_axis(path)
       flat[path] = rows[0] if axis is None else jnp.stack(rows, axis)
-  drawn = unflatten_dict(flat, sep="/")
-  if rules:
-    drawn = start.from_backbone(drawn, model, jax.random.key(0))
-  return drawn
+  return unflatten_dict(flat, sep="/")
+
+
+@functools.cache
+def params(model):
+  """Returns `unstarted` parameters, started from the backbone."""
+  if not hasattr(model, "rules"):
+    return unstarted(model)
+  return start.from_backbone(unstarted(model), model, jax.random.key(0))
 
 
 def _draw(path, shape):
