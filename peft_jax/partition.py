@@ -286,7 +286,8 @@ class RuleRow:
     pattern: the rule's pattern.
     sites: number of modules it is placed at.
     example_path: path of the first.
-    parameters: number of parameters it adds.
+    parameters: number of parameters that it trains.
+    note: what one might overlook, such as a tied leaf.
   """
 
   adapter: str
@@ -294,6 +295,7 @@ class RuleRow:
   sites: int
   example_path: str
   parameters: int
+  note: str = ""
 
 
 def rule_table(params: Params, model: Adapted) -> list[RuleRow]:
@@ -337,9 +339,20 @@ def rule_table(params: Params, model: Adapted) -> list[RuleRow]:
         sites=len(sites),
         example_path=sites[0] if sites else "",
         parameters=sum(by_site.values()),
+        note=_tied(sites, model),
       )
     )
   return table
+
+
+def _tied(sites: list[str], model: Adapted) -> str:
+  """Says that a rule's site is one leaf with the output layer."""
+  config = getattr(model.network, "config", None)
+  if not getattr(config, "logits_via_embedding", False):
+    return ""
+  if not any(site.split("/")[0] == "token_embedder" for site in sites):
+    return ""
+  return "token_embedder is tied: the output layer is the same leaf"
 
 
 def format_rule_table(rows: list[RuleRow]) -> str:
@@ -370,4 +383,5 @@ def format_rule_table(rows: list[RuleRow]) -> str:
     right = [row[2].rjust(widths[2]), row[3].rjust(widths[3])]
     return "  ".join([*left, *right, row[4]])
 
-  return "\n".join(line(row) for row in cells)
+  notes = [f"{r.pattern}: {r.note}" for r in rows if r.note]
+  return "\n".join([*map(line, cells), *notes])

@@ -240,9 +240,13 @@ def _widen(
     rows = 0 if bias.shape[-2] == x.shape[-2] else length
     given["bias"] = _pad(bias, length, rows, value=0)
   if gate is not None:
-    keys = given["mask"].shape[-1] if mask is not None else None
     base = given.get("bias")
-    width = base.shape[-1] if base is not None else keys
+    if base is not None:
+      width = base.shape[-1]
+    elif mask is not None:
+      width = given["mask"].shape[-1]
+    else:
+      width = length + given["inputs_kv"].shape[-2]
     grown = jnp.pad(gate, [(0, 0)] * 3 + [(0, width - length)])
     given["bias"] = grown if base is None else base + grown.astype(base.dtype)
 
@@ -342,12 +346,23 @@ def _widened_encoder(module: nn.Module, call: Call, trace: Trace) -> Call:
     )
     for name, given in bound.arguments.items():
       if "mask" in name and given is not None:
-        bound.arguments[name] = _pad(given, slots, slots, value=1)
+        bound.arguments[name] = _with_rows(given, slots)
     if not trace.prompts:  # layers fill the slots themselves
       trace.prompts.append(jnp.zeros((slots, module.config.emb_dim)))
     return call(*bound.args[1:], **bound.kwargs)
 
   return adapted
+
+
+def _with_rows(mask: Array, slots: int) -> Array:
+  """mask: [B, 1, T, T] -> [B, 1, P + T, P + T]; a prompt sees all but padding.
+
+  What no token may attend to is padding, and the prompt may not either.
+  """
+  mask = _pad(mask, slots, 0, value=1)
+  seen = jnp.max(mask, axis=-2, keepdims=True)
+  rows = jnp.broadcast_to(seen, (*mask.shape[:-2], slots, mask.shape[-1]))
+  return jnp.concatenate([rows, mask], axis=-2)
 
 
 def _widened_decoder(module: nn.Module, call: Call, trace: Trace) -> Call:

@@ -170,6 +170,17 @@ def check_positive(**values: float) -> None:
       raise ValueError(f"expected {name} > 0, found {name}={value}.")
 
 
+def check_least(least: float, **values: float) -> None:
+  """Raises unless every named value is at least `least`.
+
+  Raises:
+    ValueError: naming the field and its value.
+  """
+  for name, value in values.items():
+    if value < least:
+      raise ValueError(f"expected {name} >= {least}, found {name}={value}.")
+
+
 def check_rate(**values: float) -> None:
   """Raises unless every named value is in [0, 1).
 

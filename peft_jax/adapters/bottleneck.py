@@ -7,6 +7,7 @@ small network stands: the rule and `placement` say so.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
@@ -37,6 +38,12 @@ INITIALIZERS = {
   ),
   "bert": (nn.initializers.normal(0.02), nn.initializers.normal(0.02)),
 }
+
+
+ACTIVATIONS = (
+  *("elu", "gelu", "leaky_relu", "relu", "relu6", "selu", "sigmoid", "silu"),
+  *("softplus", "swish", "tanh"),
+)
 
 
 class Bottleneck(Adapter):
@@ -131,26 +138,23 @@ class Bottleneck(Adapter):
     if scaling == "learned":
       scaling = _matrix("scaling", nn.initializers.ones, (1,), ("adapter",))
       scaling = scaling.astype(z.dtype).reshape((1,) * z.ndim)
+    # The scaling goes to the small arrays; it holds for the bias too.
     z = (z * scaling) @ up.astype(z.dtype)
     if self.use_bias:
-      z = z + _bias("up_bias", total, out_axis, z)
+      z = z + _bias("up_bias", total, out_axis, z) * scaling
     if self.gated:
       z = z * gate(raw, axis)
     return base + z.reshape(base.shape)
 
 
-def activation(name: str):
-  """Returns the activation of Flax by that name.
+def activation(name: str) -> Callable[[Array], Array]:
+  """Returns the activation by that name.
 
   Raises:
     ValueError: if there is none.
   """
-  found = getattr(nn, name, None)
-  if not callable(found):
-    raise ValueError(
-      f"expected an activation of flax.linen such as 'relu', found {name!r}."
-    )
-  return found
+  check_choice(ACTIVATIONS, activation=name)
+  return getattr(nn, name)
 
 
 def _matrix(

@@ -85,7 +85,9 @@ class FishMask(Adapter):
 
   def count(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Returns k, the number of entries that are trained."""
-    return math.ceil(self.keep * sum(map(math.prod, shapes.values())))
+    entries = self.keep * sum(map(math.prod, shapes.values()))
+    # 0.07 * 100 is a little more than 7 in binary.
+    return math.ceil(round(entries, 6))
 
   def transform(
     self, rows: Mapping[str, Array], own: Mapping[str, Array]

@@ -17,6 +17,7 @@ from peft_jax.adapters.base import (
   Position,
   Site,
   check_choice,
+  check_least,
   check_positive,
 )
 
@@ -57,7 +58,8 @@ class Prompt(Adapter):
       none.
 
   Raises:
-    ValueError: for a value out of range, or more words than P.
+    ValueError: for a value out of range, a word without ids, or more words
+      than P.
   """
 
   _: dataclasses.KW_ONLY
@@ -78,12 +80,23 @@ class Prompt(Adapter):
     check_choice(
       ("uniform", "vocabulary", "words", "file"), initializer=self.initializer
     )
+    check_least(0, first=self.first, population=self.population)
+    if self.words and self.initializer != "words":
+      raise ValueError(
+        f"expected words with initializer='words' only, found them with"
+        f" {self.initializer!r}, which does not use them."
+      )
     needs = {"words": self.words, "file": self.path}
     if not needs.get(self.initializer, True):
       field = {"words": "words", "file": "path"}[self.initializer]
       raise ValueError(
         f"expected {field} with initializer={self.initializer!r}, found none."
       )
+    for word in self.words:
+      if not word or min(word) < 0:
+        raise ValueError(
+          f"expected every word to have token ids of 0 or more, found {word}."
+        )
     if len(self.words) > self.length:
       raise ValueError(
         f"expected at most length={self.length} words, found"
@@ -144,6 +157,11 @@ class Prompt(Adapter):
     del path
     table = backbone[EMBEDDING]
     shape = (self.length, table.shape[1])
+    if self.first >= table.shape[0]:
+      raise ValueError(
+        f"expected first < {table.shape[0]}, the size of the vocabulary, found"
+        f" first={self.first}."
+      )
     if self.initializer == "file":
       return leaves | {"prompt": jnp.asarray(self._read(shape))}
     rows = sampled(table, self.length, self.first, self.population, key)

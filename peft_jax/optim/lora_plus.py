@@ -63,6 +63,13 @@ def _names(path: tuple) -> tuple[str, ...]:
 
 
 def _second_factors(tree: Any) -> set[tuple[str, ...]]:
-  """Returns the paths that end in `b` and have an `a` beside them."""
+  """Returns the paths that end in `b` and have an `a` beside them.
+
+  Not those of an embedder: there `a` is the factor that starts at zero.
+  """
   paths = {_names(p) for p, _ in jax.tree_util.tree_leaves_with_path(tree)}
-  return {p for p in paths if p[-1] == "b" and (*p[:-1], "a") in paths}
+  return {
+    p
+    for p in paths
+    if p[-1] == "b" and (*p[:-1], "a") in paths and p[0] != "token_embedder"
+  }

@@ -8,7 +8,18 @@ import pytest
 from flax.core import FrozenDict
 from helpers import tiny
 
-from peft_jax import IA3, Adapted, LoRA, Rule, join, optim, split
+from peft_jax import (
+  IA3,
+  Adapted,
+  EmbeddingLoRA,
+  LoRA,
+  Rule,
+  Unfreeze,
+  join,
+  merge,
+  optim,
+  split,
+)
 from peft_jax.partition import (
   PartitionError,
   count,
@@ -134,3 +145,30 @@ def test_rule_table_writes_thousands():
   [row] = rule_table(adapter, net)
   assert f"{row.parameters:,}" in format_rule_table([row])
   assert row.parameters == count(adapter)
+
+
+@pytest.mark.parametrize(
+  "rule",
+  [
+    Rule("token_embedder", EmbeddingLoRA(rank=2)),
+    Rule("token_embedder/embedding", Unfreeze()),
+  ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_embedding_says_so(rule, tied):
+  model = Adapted(tiny.t5(logits_via_embedding=tied), [rule])
+  [row] = rule_table(tiny.shapes(model), model)
+  assert row.sites == 1
+  text = format_rule_table([row])
+  assert ("tied: the output layer is the same leaf" in text) == tied
+
+
+def test_a_tied_embedding_is_one_leaf():
+  """Its change reaches the logits, and merging gives the same model."""
+  network = tiny.t5(logits_via_embedding=True)
+  model = Adapted(network, [Rule("token_embedder", EmbeddingLoRA(rank=2))])
+  frozen, adapter = split(tiny.params(model), model)
+  params = join(frozen, tiny.randomize(adapter))
+  expected = tiny.logits(model)(params, tiny.batch())
+  found = tiny.logits(network)(merge(params, model), tiny.batch())
+  tiny.assert_close(found, expected)
