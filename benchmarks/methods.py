@@ -129,13 +129,25 @@ def main() -> None:
   parser.add_argument("--methods", nargs="+", default=every, choices=every)
   parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--rounds", type=int, default=12)
-  parser.add_argument("--json", type=pathlib.Path)
+  parser.add_argument(
+    "--json",
+    type=pathlib.Path,
+    help="where results go; methods that it holds are not trained again",
+  )
   args = parser.parse_args()
   methods = list(dict.fromkeys([*args.methods, FULL]))
-  rows = time_steps(methods, args.rounds)
+  rows = {}
+  if args.json and args.json.exists():
+    rows = json.loads(args.json.read_text())
   for name in methods:
-    rows[name] |= train(name, args.steps)
+    if "accuracy" in rows.get(name, {}):
+      continue  # an earlier call with this file was stopped behind it
+    rows[name] = train(name, args.steps)
     print(f"{name}: {rows[name]}", flush=True)
+    if args.json:
+      args.json.write_text(json.dumps(rows, indent=2) + "\n")
+  for name, times in time_steps(methods, args.rounds).items():
+    rows[name] |= times
   if args.json:
     args.json.write_text(json.dumps(rows, indent=2) + "\n")
   print(format_table(rows))

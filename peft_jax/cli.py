@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_jax import adapters, networks
+from peft_jax import networks
 
 _EPILOG = """\
 settings: --gin_file FILE, --gin.NAME=value and --gin_search_paths A,B as in
@@ -21,9 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit status.
 
   Example:
-    >>> main(["list", "methods"])
-    ia3
-    lora
+    >>> main(["list", "recipes"])
+    quickstart
     0
   """
   # TensorFlow only feeds data here; its start-up notes are no news to anyone.
@@ -321,16 +320,16 @@ def _list_tasks() -> list[str]:
   return sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
 
 
-def _list_recipes() -> list[str]:
+def _gin_names(kind: str) -> list[str]:
   from peft_jax.train import config
 
-  return config.names_of("recipes")
+  return config.names_of(kind)
 
 
 _LISTS: dict[str, Callable[[], Sequence[str]]] = {
-  "methods": lambda: sorted(adapters.METHODS),
+  "methods": lambda: _gin_names("adapters"),
   "models": lambda: list(networks.CONFIGS),
-  "recipes": _list_recipes,
+  "recipes": lambda: _gin_names("recipes"),
   "tasks": _list_tasks,
 }
 

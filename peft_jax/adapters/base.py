@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+
+from peft_jax import sharding
 
 Array = jax.Array
 
@@ -157,6 +160,21 @@ class Adapter(nn.Module):
       leaves: this adapter's parameters at the site, float32.
     """
     raise NotImplementedError
+
+
+def parameter(
+  name: str,
+  initializer: nn.initializers.Initializer,
+  shape: tuple[int, ...],
+  axes: tuple[str, ...],
+) -> Array:
+  """Returns a float32 parameter with logical axes.
+
+  Call inside an adapter's `__call__`.
+  """
+  return sharding.param_with_axes(
+    name, initializer, shape, jnp.float32, axes=axes
+  )
 
 
 def check_positive(**values: float) -> None:

@@ -1,10 +1,8 @@
 """BitFit: trains biases alone (arXiv 2106.10199)."""
 
-import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
-from peft_jax.adapters.base import Adapter, Array, Position, Site
+from peft_jax.adapters.base import Adapter, Array, Position, Site, parameter
 
 
 class BitFit(Adapter):
@@ -31,12 +29,11 @@ class BitFit(Adapter):
   ) -> Array:
     """y: [B, T, outputs...] -> [B, T, outputs...]."""
     del x, deterministic
-    bias = sharding.param_with_axes(
+    bias = parameter(
       "bias",
       nn.initializers.zeros,
       (site.output_size,),
-      jnp.float32,
-      axes=(site.output_axis,),
+      (site.output_axis,),
     )
     lead = (1,) * (y.ndim - len(site.outputs))
     return y + bias.astype(y.dtype).reshape(lead + site.outputs)

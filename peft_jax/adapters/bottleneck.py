@@ -13,7 +13,6 @@ from typing import Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
@@ -22,6 +21,7 @@ from peft_jax.adapters.base import (
   check_choice,
   check_positive,
   check_rate,
+  parameter,
 )
 from peft_jax.adapters.gate import gate
 
@@ -128,15 +128,15 @@ class Bottleneck(Adapter):
     z = nn.Dropout(self.dropout_rate)(z, deterministic=deterministic)
     total = math.prod(base.shape[raw.ndim - 1 :])
     first, second = INITIALIZERS[self.initializer]
-    down = _matrix("down", first, (given, self.size), (axis, "bottleneck"))
-    up = _matrix("up", second, (self.size, total), ("bottleneck", out_axis))
+    down = parameter("down", first, (given, self.size), (axis, "bottleneck"))
+    up = parameter("up", second, (self.size, total), ("bottleneck", out_axis))
     z = z @ down.astype(z.dtype)
     if self.use_bias:
       z = z + _bias("down_bias", self.size, "bottleneck", z)
     z = activation(self.activation)(z)
     scaling = self.scaling
     if scaling == "learned":
-      scaling = _matrix("scaling", nn.initializers.ones, (1,), ("adapter",))
+      scaling = parameter("scaling", nn.initializers.ones, (1,), ("adapter",))
       scaling = scaling.astype(z.dtype).reshape((1,) * z.ndim)
     # The scaling goes to the small arrays; it holds for the bias too.
     z = (z * scaling) @ up.astype(z.dtype)
@@ -157,23 +157,14 @@ def activation(name: str) -> Callable[[Array], Array]:
   return getattr(nn, name)
 
 
-def _matrix(
-  name: str,
-  init: nn.initializers.Initializer,
-  shape: tuple[int, ...],
-  axes: tuple[str, ...],
-) -> Array:
-  return sharding.param_with_axes(name, init, shape, jnp.float32, axes=axes)
-
-
 def _bias(name: str, size: int, axis: str, like: Array) -> Array:
-  bias = _matrix(name, nn.initializers.zeros, (size,), (axis,))
+  bias = parameter(name, nn.initializers.zeros, (size,), (axis,))
   return bias.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (size,))
 
 
 def _normalized(z: Array, axis: str) -> Array:
   """z: [B, T, inputs], scaled by its root mean square as T5's layer norm."""
-  scale = _matrix("norm_scale", nn.initializers.ones, (z.shape[-1],), (axis,))
+  scale = parameter("norm_scale", nn.initializers.ones, (z.shape[-1],), (axis,))
   wide = z.astype(jnp.float32)
   mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
   normed = (

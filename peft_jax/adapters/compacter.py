@@ -5,7 +5,6 @@ import dataclasses
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
@@ -13,6 +12,7 @@ from peft_jax.adapters.base import (
   Position,
   Site,
   check_positive,
+  parameter,
 )
 from peft_jax.adapters.bottleneck import activation
 
@@ -104,12 +104,11 @@ class Compacter(Adapter):
     last = nn.initializers.zeros if name == "up" else draw
     s = self._leaf(f"{name}_s", draw, (n, inputs // n, r))
     t = self._leaf(f"{name}_t", last, (n, r, outputs // n))
-    bias = sharding.param_with_axes(
+    bias = parameter(
       f"{name}_bias",
       nn.initializers.zeros,
       (outputs,),
-      jnp.float32,
-      axes=(axis,),
+      (axis,),
     )
     rule, s, t, bias = (
       leaf.astype(z.dtype) for leaf in (site.shared[f"{name}_rule"], s, t, bias)
@@ -126,4 +125,4 @@ class Compacter(Adapter):
     self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]
   ) -> Array:
     axes = ("phm", "phm_in", "phm_out")
-    return sharding.param_with_axes(name, init, shape, jnp.float32, axes=axes)
+    return parameter(name, init, shape, axes)

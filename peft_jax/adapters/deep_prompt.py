@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
@@ -15,6 +14,7 @@ from peft_jax.adapters.base import (
   Site,
   check_choice,
   check_positive,
+  parameter,
 )
 
 
@@ -61,12 +61,11 @@ class DeepPrompt(Adapter):
   ) -> Array:
     """x: [B, P + T, D] -> [B, P + T, D]."""
     del y, deterministic
-    prompt = sharding.param_with_axes(
+    prompt = parameter(
       "prompt",
       self._uniform,
       (self.length, site.input_size),
-      jnp.float32,
-      axes=("prompt", "embed"),
+      ("prompt", "embed"),
     )
     rows = jnp.broadcast_to(
       prompt.astype(x.dtype), (*x.shape[:-2], *prompt.shape)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters import lora
 from peft_jax.adapters.base import (
   Adapter,
@@ -17,6 +16,7 @@ from peft_jax.adapters.base import (
   check_choice,
   check_positive,
   check_rate,
+  parameter,
 )
 
 
@@ -75,12 +75,11 @@ class DoRA(Adapter):
     """x: [B, T, inputs...], y: [B, T, outputs...] -> [B, T, outputs...]."""
     assert site.kernel is not None
     a, b = lora.factors(self.rank, self.initializer, site)
-    magnitude = sharding.param_with_axes(
+    magnitude = parameter(
       "magnitude",
       nn.initializers.constant(jnp.nan),
       (site.output_size,),
-      jnp.float32,
-      axes=(site.output_axis,),
+      (site.output_axis,),
     )
     x = lora.joined(x, site)
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)

@@ -1,11 +1,9 @@
 """UniPELT's gates: how much of a method a token takes (arXiv 2110.07577)."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
-from peft_jax.adapters.base import Array
+from peft_jax.adapters.base import Array, parameter
 
 
 def gate_logits(x: Array, axis: str) -> Array:
@@ -21,12 +19,11 @@ def gate_logits(x: Array, axis: str) -> Array:
     x: [B, T, inputs] what the site is given.
     axis: logical name of the inputs.
   """
-  w = sharding.param_with_axes(
+  w = parameter(
     "gate",
     nn.initializers.normal(0.02),
     (x.shape[-1], 1),
-    jnp.float32,
-    axes=(axis, "gate"),
+    (axis, "gate"),
   )
   return x @ w.astype(x.dtype)
 

@@ -3,11 +3,16 @@
 import dataclasses
 from typing import Literal
 
-import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
-from peft_jax.adapters.base import Adapter, Array, Position, Site, check_choice
+from peft_jax.adapters.base import (
+  Adapter,
+  Array,
+  Position,
+  Site,
+  check_choice,
+  parameter,
+)
 
 
 class IA3(Adapter):
@@ -53,9 +58,7 @@ class IA3(Adapter):
     if y is not None:
       x, shape, axis = y, site.outputs, site.output_axis
     size = site.input_size if self.side == "input" else site.output_size
-    scaling = sharding.param_with_axes(
-      "scaling", nn.initializers.ones, (size,), jnp.float32, axes=(axis,)
-    )
+    scaling = parameter("scaling", nn.initializers.ones, (size,), (axis,))
     lead = (1,) * (x.ndim - len(shape))
     return x * scaling.astype(x.dtype).reshape(lead + shape)
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
@@ -18,6 +17,7 @@ from peft_jax.adapters.base import (
   check_choice,
   check_positive,
   check_rate,
+  parameter,
 )
 from peft_jax.adapters.gate import gate
 
@@ -144,19 +144,17 @@ def factors(rank: int, initializer: str, site: Site) -> tuple[Array, Array]:
 
   Call inside an adapter's `__call__`.
   """
-  a = sharding.param_with_axes(
+  a = parameter(
     "a",
     INITIALIZERS[initializer](site.input_size, rank),
     (site.input_size, rank),
-    jnp.float32,
-    axes=(site.input_axis, "lora_rank"),
+    (site.input_axis, "lora_rank"),
   )
-  b = sharding.param_with_axes(
+  b = parameter(
     "b",
     nn.initializers.zeros,
     (rank, site.output_size),
-    jnp.float32,
-    axes=("lora_rank", site.output_axis),
+    ("lora_rank", site.output_axis),
   )
   return a, b
 

@@ -3,16 +3,15 @@
 import dataclasses
 from typing import ClassVar
 
-import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
   Position,
   Site,
   check_positive,
+  parameter,
 )
 from peft_jax.adapters.bottleneck import activation
 
@@ -72,26 +71,23 @@ class LowRankAdapter(Adapter):
     draw = nn.initializers.glorot_uniform()
     last = nn.initializers.zeros if name == "up" else draw
     rows, columns = axes
-    left = sharding.param_with_axes(
+    left = parameter(
       f"{name}_left",
       draw,
       (z.shape[-1], self.rank),
-      jnp.float32,
-      axes=(rows, "lora_rank"),
+      (rows, "lora_rank"),
     )
-    right = sharding.param_with_axes(
+    right = parameter(
       f"{name}_right",
       last,
       (self.rank, outputs),
-      jnp.float32,
-      axes=("lora_rank", columns),
+      ("lora_rank", columns),
     )
-    bias = sharding.param_with_axes(
+    bias = parameter(
       f"{name}_bias",
       nn.initializers.zeros,
       (outputs,),
-      jnp.float32,
-      axes=(columns,),
+      (columns,),
     )
     z = (z @ left.astype(z.dtype)) @ right.astype(z.dtype)
     return z + bias.astype(z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
   Position,
   Site,
   check_positive,
+  parameter,
 )
 from peft_jax.adapters.lora import joined
 
@@ -80,9 +80,7 @@ class PiSSA(Adapter):
     """Returns the trained and the starting factor side by side."""
     axes = (axis, "lora_rank") if side == 0 else ("lora_rank", axis)
     now, start = (
-      sharding.param_with_axes(
-        leaf, nn.initializers.constant(jnp.nan), shape, jnp.float32, axes=axes
-      )
+      parameter(leaf, nn.initializers.constant(jnp.nan), shape, axes)
       for leaf in (name, f"{name}_start")
     )
     return jnp.concatenate([now, start if side == 0 else -start], axis=1 - side)

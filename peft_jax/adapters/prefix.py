@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
@@ -14,6 +13,7 @@ from peft_jax.adapters.base import (
   Position,
   Site,
   check_positive,
+  parameter,
 )
 from peft_jax.adapters.gate import gate_logits
 
@@ -115,7 +115,7 @@ class Prefix(Adapter):
       )
       return key, value, gates
     key, value = (
-      _leaf(
+      parameter(
         name,
         nn.initializers.normal(self.scale),
         (self.length, site.output_size),
@@ -130,8 +130,8 @@ class Prefix(Adapter):
     mid, size = self.hidden_size, 2 * site.output_size
     draw = nn.initializers.lecun_normal()
     return {
-      "out": _leaf("out", draw, (mid, size), ("bottleneck", "prefix_kv")),
-      "out_bias": _leaf(
+      "out": parameter("out", draw, (mid, size), ("bottleneck", "prefix_kv")),
+      "out_bias": parameter(
         "out_bias", nn.initializers.zeros, (size,), ("prefix_kv",)
       ),
     }
@@ -157,12 +157,3 @@ class Prefix(Adapter):
   def plain(self) -> "Prefix":
     """Returns the same prefix without its network."""
     return self.clone(hidden_size=0)
-
-
-def _leaf(
-  name: str,
-  init: nn.initializers.Initializer,
-  shape: tuple[int, ...],
-  axes: tuple[str, ...],
-) -> Array:
-  return sharding.param_with_axes(name, init, shape, jnp.float32, axes=axes)

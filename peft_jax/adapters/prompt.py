@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
@@ -19,6 +18,7 @@ from peft_jax.adapters.base import (
   check_choice,
   check_least,
   check_positive,
+  parameter,
 )
 
 Start = Literal["uniform", "vocabulary", "words", "file"]
@@ -124,7 +124,7 @@ class Prompt(Adapter):
     draw = nn.initializers.constant(jnp.nan)
     if self.initializer == "uniform":
       draw = self._uniform
-    prompt = _leaf("prompt", draw, (self.length, size), ("prompt", "embed"))
+    prompt = parameter("prompt", draw, (self.length, size), ("prompt", "embed"))
     if not self.encoder_size:
       return prompt
     fan = nn.initializers.lecun_normal()
@@ -132,10 +132,12 @@ class Prompt(Adapter):
     return _encode(
       {
         "prompt": prompt,
-        "hidden": _leaf("hidden", fan, (size, mid), ("embed", "bottleneck")),
-        "hidden_bias": _leaf("hidden_bias", zeros, (mid,), ("bottleneck",)),
-        "out": _leaf("out", fan, (mid, size), ("bottleneck", "embed")),
-        "out_bias": _leaf("out_bias", zeros, (size,), ("embed",)),
+        "hidden": parameter(
+          "hidden", fan, (size, mid), ("embed", "bottleneck")
+        ),
+        "hidden_bias": parameter("hidden_bias", zeros, (mid,), ("bottleneck",)),
+        "out": parameter("out", fan, (mid, size), ("bottleneck", "embed")),
+        "out_bias": parameter("out_bias", zeros, (size,), ("embed",)),
       }
     )
 
@@ -223,15 +225,6 @@ def sampled(
     key, end - first, (length,), replace=length > end - first
   )
   return jnp.take(table, first + ids, axis=0).astype(jnp.float32)
-
-
-def _leaf(
-  name: str,
-  init: nn.initializers.Initializer,
-  shape: tuple[int, ...],
-  axes: tuple[str, ...],
-) -> Array:
-  return sharding.param_with_axes(name, init, shape, jnp.float32, axes=axes)
 
 
 def _encode(leaves: dict[str, Array]) -> Array:

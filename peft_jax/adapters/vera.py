@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from peft_jax import sharding
 from peft_jax.adapters.base import (
   Adapter,
   Array,
@@ -14,6 +13,7 @@ from peft_jax.adapters.base import (
   Site,
   check_positive,
   check_rate,
+  parameter,
 )
 from peft_jax.adapters.lora import joined
 
@@ -69,19 +69,17 @@ class VeRA(Adapter):
     self, x: Array, y: Array, site: Site, deterministic: bool
   ) -> Array:
     """x: [B, T, inputs...], y: [B, T, outputs...] -> [B, T, outputs...]."""
-    d = sharding.param_with_axes(
+    d = parameter(
       "d",
       nn.initializers.constant(self.d_initial),
       (self.rank,),
-      jnp.float32,
-      axes=("lora_rank",),
+      ("lora_rank",),
     )
-    b = sharding.param_with_axes(
+    b = parameter(
       "b",
       nn.initializers.zeros,
       (site.output_size,),
-      jnp.float32,
-      axes=(site.output_axis,),
+      (site.output_axis,),
     )
     left, right = self.matrices(site.input_size, site.output_size)
     x = joined(x, site)

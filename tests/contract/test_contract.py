@@ -418,8 +418,8 @@ def test_cached_decoding_equals_teacher_forcing(
 
 def test_beam_search_scores_equal_teacher_forcing(model, trees, kind):
   """Every beam's score is the sum of its tokens' log-probabilities."""
-  if "t5x" in kind:
-    pytest.skip("T5X's network keeps no keys and values of the encoder")
+  if kind != "scanned":
+    pytest.skip("the scanned network stands for all: compiling takes long")
   params, inputs = join(*trees), tiny.batch()["encoder_input_tokens"]
   tokens, scores = jax.jit(
     lambda params, inputs: decoding.beam_search(
@@ -440,9 +440,9 @@ def test_beam_search_scores_equal_teacher_forcing(model, trees, kind):
     chances = jnp.take_along_axis(
       jax.nn.log_softmax(logits), targets[..., None], axis=-1
     )[..., 0]
-    ended = targets == 1
-    alive = jnp.cumsum(ended, axis=1) - ended == 0
-    expected = jnp.sum(jnp.where(alive, chances, 0.0), axis=1)
+    ended = np.asarray(targets) == 1
+    alive = np.cumsum(ended, axis=1) - ended == 0
+    expected = np.where(alive, chances, 0.0).sum(axis=1)
     tiny.assert_close(scores[:, beam], expected)
 
 
