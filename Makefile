@@ -46,7 +46,7 @@ venv: $(STAMP) ## make .venv with everything the tests need
 install: venv ## the same
 
 test: venv lint ## format check, lint, then all tests
-	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: venv ## ruff format --check, ruff check
 	@$(BIN)/ruff format --check $(wildcard $(SOURCES))
