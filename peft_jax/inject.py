@@ -379,8 +379,6 @@ def _plain(tree: Any) -> dict:
 
 def _extended(variables: Any, leaves: Mapping[str, Any], axes: Any) -> Any:
   """Returns the variables with more leaves and their logical axes."""
-  if not leaves:
-    return variables
   result = _plain(variables)
   params = flatten_dict(_plain(result["params"]), sep="/")
   result["params"] = unflatten_dict(params | dict(leaves), sep="/")

@@ -177,6 +177,15 @@ def parameter(
   )
 
 
+def uniform(bound: float) -> nn.initializers.Initializer:
+  """Returns the initialiser that draws from [-bound, bound)."""
+
+  def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
+
+
 def check_positive(**values: float) -> None:
   """Raises unless every named value is above zero.
 

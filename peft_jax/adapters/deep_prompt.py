@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -15,6 +14,7 @@ from peft_jax.adapters.base import (
   check_choice,
   check_positive,
   parameter,
+  uniform,
 )
 
 
@@ -63,7 +63,7 @@ class DeepPrompt(Adapter):
     del y, deterministic
     prompt = parameter(
       "prompt",
-      self._uniform,
+      uniform(self.scale),
       (self.length, site.input_size),
       ("prompt", "embed"),
     )
@@ -73,6 +73,3 @@ class DeepPrompt(Adapter):
     if self.combine == "add":
       rows = rows + x[..., : self.length, :]
     return jnp.concatenate([rows, x[..., self.length :, :]], axis=-2)
-
-  def _uniform(self, key: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    return jax.random.uniform(key, shape, dtype, -self.scale, self.scale)

@@ -13,9 +13,6 @@ from peft_jax.adapters.base import (
   Array,
   Position,
   Site,
-  check_choice,
-  check_positive,
-  check_rate,
   parameter,
 )
 
@@ -52,11 +49,9 @@ class DoRA(Adapter):
   initializer: lora.Convention = "hugging_face"
 
   def __post_init__(self) -> None:
-    check_positive(rank=self.rank)
-    if self.alpha is not None:
-      check_positive(alpha=self.alpha)
-    check_rate(dropout_rate=self.dropout_rate)
-    check_choice(lora.INITIALIZERS, initializer=self.initializer)
+    lora.check_settings(
+      self.rank, self.alpha, self.dropout_rate, self.initializer
+    )
     super().__post_init__()
 
   @property

@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from peft_jax.adapters.base import (
@@ -18,6 +16,7 @@ from peft_jax.adapters.base import (
   check_positive,
   check_rate,
   parameter,
+  uniform,
 )
 from peft_jax.adapters.gate import gate
 
@@ -26,22 +25,15 @@ Convention = Literal[
 ]
 
 
-def _uniform(bound: float) -> nn.initializers.Initializer:
-  def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-  return init
-
-
 # How each code base draws `a` [inputs, R]; `b` starts at zero in all of them.
 # n is the number of inputs, r the rank.
 INITIALIZERS: dict[str, Callable[[int, int], nn.initializers.Initializer]] = {
   # torch's kaiming_uniform_ with a = sqrt(5): bound sqrt(6 / (1 + 5) / n).
-  "microsoft": lambda n, r: _uniform(1 / math.sqrt(n)),
-  "hugging_face": lambda n, r: _uniform(1 / math.sqrt(n)),
+  "microsoft": lambda n, r: uniform(1 / math.sqrt(n)),
+  "hugging_face": lambda n, r: uniform(1 / math.sqrt(n)),
   "hugging_face_gaussian": lambda n, r: nn.initializers.normal(1 / r),
   # jax's he_uniform, sqrt(6) times wider than torch's call above.
-  "gemma": lambda n, r: _uniform(math.sqrt(6 / n)),
+  "gemma": lambda n, r: uniform(math.sqrt(6 / n)),
   "tfew": lambda n, r: nn.initializers.normal(0.01),
 }
 
@@ -89,11 +81,7 @@ class LoRA(Adapter):
   gated: bool = False
 
   def __post_init__(self) -> None:
-    check_positive(rank=self.rank)
-    if self.alpha is not None:
-      check_positive(alpha=self.alpha)
-    check_rate(dropout_rate=self.dropout_rate)
-    check_choice(INITIALIZERS, initializer=self.initializer)
+    check_settings(self.rank, self.alpha, self.dropout_rate, self.initializer)
     super().__post_init__()
 
   @property
@@ -126,6 +114,21 @@ class LoRA(Adapter):
   def fold(self, kernel: Array, leaves: dict[str, Array]) -> Array:
     """kernel: [inputs, outputs] + scaling * a @ b."""
     return kernel + self.scaling * (leaves["a"] @ leaves["b"])
+
+
+def check_settings(
+  rank: int, alpha: float | None, dropout_rate: float, initializer: str
+) -> None:
+  """Raises for settings of LoRA that are out of range.
+
+  Raises:
+    ValueError: naming the field and its value.
+  """
+  check_positive(rank=rank)
+  if alpha is not None:
+    check_positive(alpha=alpha)
+  check_rate(dropout_rate=dropout_rate)
+  check_choice(INITIALIZERS, initializer=initializer)
 
 
 def scaling(rank: int, alpha: float | None, rank_stabilized: bool) -> float:

@@ -19,6 +19,7 @@ from peft_jax.adapters.base import (
   check_least,
   check_positive,
   parameter,
+  uniform,
 )
 
 Start = Literal["uniform", "vocabulary", "words", "file"]
@@ -123,7 +124,7 @@ class Prompt(Adapter):
     size = site.input_size
     draw = nn.initializers.constant(jnp.nan)
     if self.initializer == "uniform":
-      draw = self._uniform
+      draw = uniform(self.scale)
     prompt = parameter("prompt", draw, (self.length, size), ("prompt", "embed"))
     if not self.encoder_size:
       return prompt
@@ -140,9 +141,6 @@ class Prompt(Adapter):
         "out_bias": parameter("out_bias", zeros, (size,), ("embed",)),
       }
     )
-
-  def _uniform(self, key: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    return jax.random.uniform(key, shape, dtype, -self.scale, self.scale)
 
   def start(
     self,
