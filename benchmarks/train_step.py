@@ -48,7 +48,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax import IA3, Adapted, LoRA, Rule, partition
-from peft_jax.networks.t5 import T5, T5Config
+from peft_jax.networks import EncoderDecoder, TransformerConfig
 from peft_jax.optim import optimizers
 from peft_jax.train import step as train_step
 
@@ -225,10 +225,12 @@ def make_batch(shapes: Shapes) -> dict[str, np.ndarray]:
   }
 
 
-def make_model(shapes: Shapes, method: str, dtype: str) -> T5 | Adapted:
+def make_model(
+  shapes: Shapes, method: str, dtype: str
+) -> EncoderDecoder | Adapted:
   """Returns the network, with adapters unless it is trained whole."""
-  network = T5(
-    T5Config(
+  network = EncoderDecoder(
+    TransformerConfig(
       vocab_size=shapes.vocab,
       emb_dim=shapes.d_model,
       num_heads=shapes.num_heads,

@@ -1,17 +1,23 @@
-"""Greedy decoding and beam search over a key-value cache.
+"""Greedy decoding, sampling and beam search over a key-value cache.
 
-Axis letters: B batch, N beams, T decoder length, S encoder length, V
-vocabulary, H heads, K head dim.
+An encoder-decoder answers its input; a decoder-only network continues it.
+
+Axis letters: B batch, N beams, T new tokens, S input length, V vocabulary, H
+heads, K head dim.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 Array = jax.Array
+Ids = int | Sequence[int]
+Formula = Literal["t5x", "hugging_face"]
+_Step = Callable[[Any, Array], tuple[Array, Any]]
 
 
 class _Loop(NamedTuple):
@@ -20,6 +26,7 @@ class _Loop(NamedTuple):
   current: Array  # [B] input of the next step
   finished: Array  # [B] bool
   cache: Any
+  key: Array | None  # of what is drawn
 
 
 class _Pool(NamedTuple):
@@ -102,10 +109,11 @@ def decode_step(
 def greedy(
   model: Any,
   params: Any,
-  encoder_input_tokens: Array,
+  inputs: Array,
   *,
   max_decode_length: int,
-  eos_id: int = 1,
+  inputs_mask: Array | None = None,
+  eos_id: Ids = 1,
 ) -> Array:
   """Returns the most likely continuation, token by token, [B, T] ids.
 
@@ -123,60 +131,249 @@ def greedy(
   Args:
     model: network or network with adapters.
     params: its parameters.
-    encoder_input_tokens: [B, S] ids.
+    inputs: [B, S] ids: of the encoder, or what a decoder-only network is to
+      continue.
     max_decode_length: T.
-    eos_id: id that ends a row; it is kept in the result.
+    inputs_mask: [B, S] of a decoder-only network's inputs, 0 is padding, on
+      whichever side; default all 1. An encoder-decoder knows its padding by id.
+    eos_id: ids that end a row; they are kept in the result.
 
   Raises:
-    ValueError: if `max_decode_length` is less than 1.
+    ValueError: if `max_decode_length` is less than 1, or an encoder-decoder is
+      given a mask.
   """
-  _check_positive("max_decode_length", max_decode_length)
-  batch = encoder_input_tokens.shape[0]
-  step = _stepper(model, params, encoder_input_tokens, max_decode_length)
+
+  def choose(logits: Array, key: None) -> Array:
+    del key
+    return jnp.argmax(logits, axis=-1)
+
+  start = _begin(model, params, inputs, inputs_mask, max_decode_length)
+  step = _stepper(model, params, inputs, max_decode_length)
+  return _generate(step, *start, choose, max_decode_length, eos_id, None)
+
+
+def sample(
+  model: Any,
+  params: Any,
+  inputs: Array,
+  key: Array,
+  *,
+  max_decode_length: int,
+  inputs_mask: Array | None = None,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  eos_id: Ids = 1,
+) -> Array:
+  """Returns continuations that are drawn token by token, [B, T] ids.
+
+  What is drawn for a row depends on the key, its place in the batch and its own
+  text, and not on the rows beside it.
+
+  Example:
+    >>> from peft_jax import networks
+    >>> network = networks.create("tiny", num_encoder_layers=1,
+    ...   num_decoder_layers=1)
+    >>> x = jnp.ones((2, 4), jnp.int32)
+    >>> params = network.init(jax.random.key(0), x, x, x)["params"]
+    >>> key = jax.random.key(1)
+    >>> sample(network, params, x, key, max_decode_length=3, top_k=8).shape
+    (2, 3)
+
+  Args:
+    model: network or network with adapters.
+    params: its parameters.
+    inputs: [B, S] ids, as in `greedy`.
+    key: of the draw.
+    max_decode_length: T.
+    inputs_mask: [B, S], as in `greedy`.
+    temperature: divides the logits; below 1 sharpens.
+    top_k: draws from so many likeliest tokens; 0: from all. Ties with the last
+      of them stay, as with Hugging Face.
+    top_p: draws from the fewest likeliest tokens that have this probability
+      together, and at least one (arXiv 1904.09751).
+    eos_id: ids that end a row; they are kept in the result.
+
+  Raises:
+    ValueError: for a value out of range; as `greedy`.
+  """
+  _check_positive("temperature", temperature, least=1e-6)
+  _check_positive("top_k", top_k, least=0)
+  if not 0 < top_p <= 1:
+    raise ValueError(f"expected top_p in (0, 1], found {top_p}.")
+
+  def choose(logits: Array, key: Array) -> Array:
+    kept = _likely(logits / temperature, top_k, top_p)
+    # One key per row: a row of a larger batch draws the same.
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
+      jnp.arange(logits.shape[0])
+    )
+    return jax.vmap(jax.random.categorical)(keys, kept)
+
+  start = _begin(model, params, inputs, inputs_mask, max_decode_length)
+  step = _stepper(model, params, inputs, max_decode_length)
+  return _generate(step, *start, choose, max_decode_length, eos_id, key)
+
+
+def _likely(logits: Array, top_k: int, top_p: float) -> Array:
+  """Returns logits [B, V] with all but the likely ones at -inf."""
+  if 0 < top_k < logits.shape[-1]:
+    least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if top_p < 1:
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    chances = jax.nn.softmax(ordered)
+    # A token is kept while those before it have not reached top_p.
+    kept = jnp.cumsum(chances, axis=-1) - chances < top_p
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  return logits
+
+
+def _generate(
+  step: _Step,
+  cache: Any,
+  current: Array,
+  choose: Callable[[Array, Any], Array],
+  max_decode_length: int,
+  eos_id: Ids,
+  key: Array | None,
+) -> Array:
+  """Returns [B, T] ids; `choose` takes logits [B, V] and a key to ids [B]."""
+  batch = current.shape[0]
 
   def running(loop: _Loop) -> Array:
     return (loop.index < max_decode_length) & ~jnp.all(loop.finished)
 
   def advance(loop: _Loop) -> _Loop:
     logits, cache = step(loop.cache, loop.current)
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    drawn = None if key is None else jax.random.fold_in(key, loop.index)
+    best = choose(logits, drawn).astype(jnp.int32)
     best = jnp.where(loop.finished, 0, best)
     return _Loop(
       index=loop.index + 1,
       tokens=loop.tokens.at[:, loop.index].set(best),
       current=best,
-      finished=loop.finished | (best == eos_id),
+      finished=loop.finished | _is_end(best, eos_id),
       cache=cache,
+      key=loop.key,
     )
 
   start = _Loop(
     index=jnp.int32(0),
     tokens=jnp.zeros((batch, max_decode_length), jnp.int32),
-    current=jnp.zeros((batch,), jnp.int32),
+    current=current,
     finished=jnp.zeros((batch,), bool),
-    cache=make_cache(model, params, encoder_input_tokens, max_decode_length),
+    cache=cache,
+    key=key,
   )
   return jax.lax.while_loop(running, advance, start).tokens
+
+
+def _is_end(ids: Array, eos_id: Ids) -> Array:
+  ends = (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+  found = jnp.zeros(ids.shape, bool)
+  for end in ends:
+    found = found | (ids == end)
+  return found
+
+
+def _begin(
+  model: Any,
+  params: Any,
+  inputs: Array,
+  inputs_mask: Array | None,
+  length: int,
+) -> tuple[Any, Array]:
+  """Returns the cache and the first step's input [B].
+
+  Raises:
+    ValueError: if an encoder-decoder is given a mask.
+  """
+  _check_positive("max_decode_length", length)
+  if _is_decoder_only(model):
+    return prefill(model, params, inputs, inputs_mask, length)
+  if inputs_mask is not None:
+    raise ValueError(
+      "expected no inputs_mask with an encoder-decoder, found one: it knows"
+      " padding by its id. Pad with the network's pad_id."
+    )
+  cache = make_cache(model, params, inputs, length)
+  start_id = _config(model, "start_id", 0)
+  return cache, jnp.full((inputs.shape[0],), start_id, jnp.int32)
+
+
+def _is_decoder_only(model: Any) -> bool:
+  return _config(model, "num_encoder_layers", 1) == 0
+
+
+def _config(model: Any, field: str, default: int) -> int:
+  """A field of the network's configuration; T5X's has not all of ours."""
+  return getattr(getattr(model, "config", None), field, default)
+
+
+def prefill(
+  model: Any,
+  params: Any,
+  inputs: Array,
+  inputs_mask: Array | None,
+  length: int,
+) -> tuple[Any, Array]:
+  """Reads all but each row's last token into the cache of a decoder-only.
+
+  Args:
+    model: network or network with adapters.
+    params: its parameters.
+    inputs: [B, S] ids.
+    inputs_mask: [B, S], 0 is padding; None: all 1.
+    length: number of tokens that the cache holds besides.
+
+  Returns:
+    The cache and the last token of every row, [B], the next step's input.
+  """
+  rows, width = inputs.shape
+  mask = inputs_mask
+  if mask is None:
+    mask = jnp.ones(inputs.shape, jnp.int32)
+  _, variables = model.apply(
+    {"params": params},
+    jnp.ones((rows, width + length), jnp.int32),
+    decode=True,
+    mutable=["cache"],
+  )
+  last = width - 1 - jnp.argmax(mask[:, ::-1] > 0, axis=1)
+  _, variables = model.apply(
+    {"params": params, "cache": variables["cache"]},
+    inputs,
+    decoder_segment_ids=mask.at[jnp.arange(rows), last].set(0),
+    decode=True,
+    prefill=True,
+    mutable=["cache"],
+  )
+  ids = jnp.take_along_axis(inputs, last[:, None], axis=1)[:, 0]
+  return variables["cache"], ids.astype(jnp.int32)
 
 
 def beam_search(
   model: Any,
   params: Any,
-  encoder_input_tokens: Array,
+  inputs: Array,
   *,
   max_decode_length: int,
+  inputs_mask: Array | None = None,
   num_beams: int = 4,
   length_penalty: float = 0.6,
-  eos_id: int = 1,
+  formula: Formula = "t5x",
+  eos_id: Ids = 1,
 ) -> tuple[Array, Array]:
   """Returns the best continuations found by keeping `num_beams` at each step.
 
-  A sequence's score is its log probability / ((5 + length) / 6) **
-  length_penalty (Wu et al. 2016, arXiv 1609.08144), its end counted. A row
+  With 't5x' a sequence's score is its log probability / ((5 + length) / 6) **
+  length_penalty (Wu et al. 2016, arXiv 1609.08144), its end counted, and a row
   stops when no live beam could still beat the worst of `num_beams` finished
-  ones, even if it ended at the most favourable length with probability 1;
-  Hugging Face compares at the present length unless told
-  `early_stopping="never"`, and divides by length ** length_penalty. An end
+  ones, even if it ended at the most favourable length with probability 1. With
+  'hugging_face' it is divided by length ** length_penalty, and a row stops
+  when that could not happen at the present length. An end
   counts where it is among the `num_beams` best candidates, as with Hugging
   Face, so that one beam without length penalty is greedy decoding; T5X takes
   ends among twice as many.
@@ -194,12 +391,14 @@ def beam_search(
   Args:
     model: network or network with adapters.
     params: its parameters.
-    encoder_input_tokens: [B, S] ids.
+    inputs: [B, S] ids, as in `greedy`.
     max_decode_length: T.
+    inputs_mask: [B, S], as in `greedy`.
     num_beams: N.
     length_penalty: 0 compares plain log probabilities, more favours longer
-      sequences (T5X: 0.6).
-    eos_id: id that ends a sequence; it is kept in the result.
+      sequences (T5X: 0.6; Hugging Face: 1).
+    formula: whose length penalty and end.
+    eos_id: ids that end a sequence; they are kept in the result.
 
   Returns:
     Ids [B, N, T] int32, best first, 0 behind the end, and scores [B, N]
@@ -208,21 +407,23 @@ def beam_search(
     score is -inf.
 
   Raises:
-    ValueError: if `num_beams` or `max_decode_length` is less than 1.
+    ValueError: if `num_beams` or `max_decode_length` is less than 1, or the
+      formula is unknown; as `greedy`.
   """
   _check_positive("num_beams", num_beams)
-  _check_positive("max_decode_length", max_decode_length)
-  batch = encoder_input_tokens.shape[0]
-  # Encoded once per example, not once per beam.
-  cache = make_cache(model, params, encoder_input_tokens, max_decode_length)
-  rows = jnp.repeat(encoder_input_tokens, num_beams, axis=0)
+  batch = inputs.shape[0]
+  # Read once per example, not once per beam.
+  cache, first = _begin(model, params, inputs, inputs_mask, max_decode_length)
+  rows = jnp.repeat(inputs, num_beams, axis=0)
   step = _stepper(model, params, rows, max_decode_length)
-  lengths = jnp.arange(1, max_decode_length + 1, dtype=jnp.float32)
-  penalties = ((5 + lengths) / 6) ** length_penalty
+  penalties = _penalties(formula, max_decode_length, length_penalty)
 
   def running(search: _Search) -> Array:
     # Log probabilities only fall, and the largest divisor flatters them most.
-    attainable = search.live.scores[:, 0] / jnp.max(penalties)
+    divisor = jnp.max(penalties)
+    if formula == "hugging_face":
+      divisor = penalties[jnp.maximum(search.index, 1) - 1]
+    attainable = search.live.scores[:, 0] / divisor
     hopeful = attainable > search.finished.scores[:, -1]
     return (search.index < max_decode_length) & jnp.any(hopeful)
 
@@ -230,7 +431,7 @@ def beam_search(
     logits, cache = step(search.cache, search.current)
     pool, beams = _candidates(search, logits)
     added = pool.tokens[:, :, search.index]
-    ended = added == eos_id
+    ended = _is_end(added, eos_id)
     counts = ended & (jnp.arange(ended.shape[1])[None] < num_beams)
     scores = pool.scores / penalties[search.index]
     # Those found earlier stand in front: they win a tie, so a row that could
@@ -261,7 +462,7 @@ def beam_search(
     # One beam: several would all say the same.
     live=nothing._replace(scores=nothing.scores.at[:, 0].set(0)),
     finished=nothing,
-    current=jnp.zeros((batch * num_beams,), jnp.int32),
+    current=jnp.repeat(first, num_beams),
     cache=_repeat(cache, num_beams),
   )
   end = jax.lax.while_loop(running, advance, start)
@@ -269,23 +470,43 @@ def beam_search(
   return _filled(end.finished, unended)
 
 
-def _check_positive(name: str, value: int) -> None:
-  if value < 1:
-    raise ValueError(f"expected {name} of at least 1, found {value}.")
+def _penalties(formula: str, length: int, power: float) -> Array:
+  """Returns what the score of every length is divided by, [T]."""
+  lengths = jnp.arange(1, length + 1, dtype=jnp.float32)
+  match formula:
+    case "t5x":
+      return ((5 + lengths) / 6) ** power
+    case "hugging_face":
+      return lengths**power
+  raise ValueError(
+    f"expected formula to be 't5x' or 'hugging_face', found {formula!r}."
+  )
 
 
-def _stepper(
-  model: Any, params: Any, encoder_input_tokens: Array, length: int
-) -> Callable[[Any, Array], tuple[Array, Any]]:
+def _check_positive(name: str, value: float, least: float = 1) -> None:
+  if value < least:
+    raise ValueError(f"expected {name} of at least {least}, found {value}.")
+
+
+def _stepper(model: Any, params: Any, inputs: Array, length: int) -> _Step:
   """Returns the function (cache, ids [B]) -> next logits [B, V], cache."""
 
-  def step(cache: Any, ids: Array) -> tuple[Array, Any]:
+  def answer(cache: Any, ids: Array) -> tuple[Array, Any]:
     logits, cache = decode_step(
-      model, params, cache, encoder_input_tokens, ids[:, None], length
+      model, params, cache, inputs, ids[:, None], length
     )
     return logits[:, 0], cache
 
-  return step
+  def go_on(cache: Any, ids: Array) -> tuple[Array, Any]:
+    logits, variables = model.apply(
+      {"params": params, "cache": cache},
+      ids[:, None],
+      decode=True,
+      mutable=["cache"],
+    )
+    return logits[:, 0], variables["cache"]
+
+  return go_on if _is_decoder_only(model) else answer
 
 
 def _candidates(search: _Search, logits: Array) -> tuple[_Pool, Array]:
@@ -336,10 +557,17 @@ def _pick(x: Array, places: Array) -> Array:
 
 
 def _repeat(cache: Any, num_beams: int) -> Any:
-  """Repeats each row of a cache; keys and values are [..., B, S, H, K]."""
-  return jax.tree.map(
-    lambda x: jnp.repeat(x, num_beams, axis=-4) if x.ndim >= 4 else x, cache
-  )
+  """Repeats each row of a cache.
+
+  Keys and values are [..., B, S, H, K], the segments of all slots [B, S].
+  """
+
+  def repeat(x: Array) -> Array:
+    if x.ndim >= 4:
+      return jnp.repeat(x, num_beams, axis=-4)
+    return jnp.repeat(x, num_beams, axis=0) if x.ndim == 2 else x
+
+  return jax.tree.map(repeat, cache)
 
 
 def _reorder(cache: Any, beams: Array) -> Any:

@@ -188,18 +188,62 @@ class Adapted:
     lengths = {
       rule.adapter.length  # pyright: ignore
       for rule in self.rules
-      if hasattr(rule.adapter, "length")
-      and rule.adapter.position != "attention"
+      if rule.adapter.fills_slots
     }
     if len(lengths) > 1:
       raise TargetError(
         "expected the prompts of one stack to have one length, found"
         f" {sorted(lengths)}. Give them the same length."
       )
-    return {"encoder": max(lengths, default=0)}
+    return {self._first_stack: max(lengths, default=0)}
+
+  @functools.cached_property
+  def shifts(self) -> dict[str, int]:
+    """Stack -> number of positions that prefixes take in front of its tokens.
+
+    Raises:
+      TargetError: if they take them in some layers of a stack only.
+    """
+    result = {}
+    for stack, name in (
+      ("encoder", "attention"),
+      ("decoder", "self_attention"),
+    ):
+      paths = self.layer_paths(f"{stack}/layers/{name}")
+      found = set()
+      for path in paths:
+        found.add(sum(map(self._positions_taken, self._prefixes_at(path))))
+      if len(found) > 1:
+        raise TargetError(
+          f"expected prefixes with own positions at every layer of the {stack}"
+          f" or at none, found {sorted(found)} positions. Widen the pattern, or"
+          " set own_positions=False."
+        )
+      result[stack] = max(found, default=0)
+    return result
+
+  @property
+  def _first_stack(self) -> str:
+    """The stack that reads the input."""
+    config = getattr(self.network, "config", None)
+    only = getattr(config, "num_encoder_layers", 1) == 0
+    return "decoder" if only else "encoder"
+
+  def _prefixes_at(self, path: str) -> list[Rule]:
+    return [
+      rule
+      for rule in self.rules
+      if rule.adapter.position == "attention" and rule.matches(path)
+    ]
+
+  def _positions_taken(self, rule: Rule) -> int:
+    own = rule.adapter.own_positions  # pyright: ignore
+    if own is None:  # as the authors' code: GPT-2's text moves, BART's does not
+      own = self._first_stack == "decoder"
+    return rule.adapter.length if own else 0  # pyright: ignore
 
   def __getattr__(self, name: str) -> Any:
-    if name.startswith("__") or name in ("network", "rules", "slots"):
+    if name.startswith("__") or name in ("network", "rules", "slots", "shifts"):
       raise AttributeError(name)
     if name in _REFUSED:
       raise AttributeError(
@@ -218,7 +262,7 @@ class Adapted:
     return layout.layer_paths(path, num_layers)
 
   def _trace(self, values: Mapping[str, Any] | None) -> Trace:
-    return Trace(values=values, slots=self.slots)
+    return Trace(values=values, slots=self.slots, shifts=self.shifts)
 
   def _interceptor(self, trace: Trace) -> Callable[..., Any]:
     modules = [
@@ -248,6 +292,7 @@ class Adapted:
       for rule in claimed:
         trace.sites.setdefault(rule, {}).update(dict.fromkeys(paths))
         call = places.place(rule, module, call, trace)
+      call = places.with_shift(module, call, trace)
       call = places.with_prefix(path, call, trace)
       call = places.with_prompt(path, call, trace)
       return call(*args, **kwargs)

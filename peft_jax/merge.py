@@ -60,6 +60,9 @@ def merge(params: Any, model: Adapted, *, dtype: Any = None) -> dict:
   for site, by_rule in by_site.items():
     path = _kernel_of(site, kernels, by_rule)
     kernels[path] = _fold(path, kernels[path], by_rule, model)
+    bias = f"{site}/bias"
+    if bias in kernels:
+      kernels[bias] = _fold_bias(kernels[bias], by_rule, model)
   if dtype is not None:
     kernels = {path: leaf.astype(dtype) for path, leaf in kernels.items()}
   return layout.like(unflatten_dict(kernels, sep="/"), view)
@@ -74,6 +77,15 @@ def _kernel_of(site: str, kernels: dict, by_rule: dict[Rule, Any]) -> str:
     f"expected a kernel at {site} to fold {names} into, found none. Keep the"
     " adapter unmerged."
   )
+
+
+def _fold_bias(bias: Any, by_rule: dict[Rule, dict], model: Adapted) -> Any:
+  """Folds all adapters of one site; bias: [outputs]."""
+  folded = jnp.asarray(bias, jnp.float32)
+  for rule in model.rules:
+    if rule in by_rule:
+      folded = rule.adapter.fold_bias(folded, by_rule[rule])
+  return folded.astype(bias.dtype)
 
 
 def _fold(

@@ -21,6 +21,11 @@ from peft_jax.rules import Rule, TargetError
 Array = jax.Array
 Call = Callable[..., Any]
 
+# How the self-attention of a layer is called in the encoder and the decoder.
+_SELF = ("/attention", "/self_attention")
+# Modules that make something of positions.
+_POSITIONAL = ("position_embedder", "alibi_bias", "relpos_bias")
+
 
 @dataclasses.dataclass(kw_only=True)
 class Trace:
@@ -33,9 +38,12 @@ class Trace:
     sites: rule -> per-layer paths it was placed at.
     candidates: per-layer paths of all modules.
     slots: stack -> vectors that prompts put in front of it.
+    shifts: stack -> positions that prefixes take in front of its tokens.
     enable_dropout: whether the outermost call drops; None if it does not say.
     prompts: what the stack that runs now puts in front of its tokens.
-    prefixes: of the attention that runs now: its path, keys and values.
+    in_front: whether the tokens of the stack that runs now have slots in front.
+    prefixes: of the attention that runs now: module path -> what joins its
+      output.
   """
 
   values: Mapping[str, Array] | None
@@ -43,11 +51,11 @@ class Trace:
   sites: dict[Rule, dict[str, None]] = dataclasses.field(default_factory=dict)
   candidates: dict[str, None] = dataclasses.field(default_factory=dict)
   slots: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  shifts: Mapping[str, int] = dataclasses.field(default_factory=dict)
   enable_dropout: bool | None = None
+  in_front: bool = False
   prompts: list[Array] = dataclasses.field(default_factory=list)
-  prefixes: list[tuple[str, Array, Array]] = dataclasses.field(
-    default_factory=list
-  )
+  prefixes: list[dict[str, Array]] = dataclasses.field(default_factory=list)
 
   def note_call(self, call: Call, args: tuple, kwargs: dict) -> None:
     """Reads the outermost call: projections are not told what it says.
@@ -129,6 +137,8 @@ def _on_input(rule: Rule, module: nn.Module, call: Call, trace: Trace) -> Call:
   adapter, deterministic = _child(rule, module), trace.deterministic(module)
 
   def adapted(x: Array, *args: Any, **kwargs: Any) -> Any:
+    if rule.adapter.fills_slots and not trace.in_front:
+      return call(x, *args, **kwargs)
     site = _with_shared(rule, module, trace, _projection(module, x))
     return call(adapter(x, None, site, deterministic), *args, **kwargs)
 
@@ -167,7 +177,8 @@ def _projection(module: nn.Module, x: Array) -> Site:
   if kernel is None:
     return site
   kernel = kernel.reshape(site.input_size, site.output_size)
-  return dataclasses.replace(site, kernel=kernel)
+  bias = module.get_variable("params", "bias")
+  return dataclasses.replace(site, kernel=kernel, bias=bias)
 
 
 def _join(names: Any) -> str:
@@ -197,12 +208,14 @@ def _in_attention(
       f"pattern {rule.pattern!r} matched {_path(module)}, which is no attention"
       " module. A prefix belongs to .*attention."
     )
-  adapter = _child(rule, module)
+  adapter, path = _child(rule, module), _path(module)
+  heads = getattr(module, "num_kv_heads", 0) or heads
+  shifts = path.endswith(_SELF) and trace.shifts.get(path.split("/")[0], 0) > 0
+  # Keys that are normalised are so before they join: a prefix is as it is.
+  key_name = "key_norm" if getattr(module, "norm_epsilon", 0) else "key"
 
   def adapted(*args: Any, **kwargs: Any) -> Any:
-    bound = inspect.signature(type(module).__call__).bind(
-      module, *args, **kwargs
-    )
+    bound = _bind(module, args, kwargs)
     x, given = bound.arguments["inputs_q"], bound.arguments
     site = Site(
       inputs=(x.shape[-1],),
@@ -214,9 +227,10 @@ def _in_attention(
     key, value, gate = adapter(x, site)  # [P, H, K] twice, [B, 1, T, P] or None
     decodes = given.get("decode", False)
     extends = decodes and module.has_variable("cache", "cached_key")
-    _widen(given, x, key.shape[0], gate)
+    _widen(given, x, key.shape[0], gate, shifts)
+    _shift_positions(given, key.shape[0], shifts, joins=not extends)
     if not extends:
-      trace.prefixes.append((_path(module), key, value))
+      trace.prefixes.append({f"{path}/{key_name}": key, f"{path}/value": value})
     y = call(*bound.args[1:], **bound.kwargs)
     if not extends:
       trace.prefixes.pop()
@@ -227,17 +241,25 @@ def _in_attention(
   return adapted
 
 
+def _bind(module: nn.Module, args: tuple, kwargs: dict) -> Any:
+  """Returns the arguments of a module's call by name."""
+  return inspect.signature(type(module).__call__).bind(module, *args, **kwargs)
+
+
 def _widen(
-  given: dict[str, Any], x: Array, length: int, gate: Array | None
+  given: dict[str, Any], x: Array, length: int, gate: Array | None, shifts: bool
 ) -> None:
-  """Adds the prefix's columns to the mask and the bias of a call."""
+  """Adds the prefix's columns to the mask and the bias of a call.
+
+  A bias of positions has them already where the prefix takes positions.
+  """
   mask, bias = given.get("mask"), given.get("bias")
   if mask is not None:
     given["mask"] = _pad(mask, length, 0, value=1)
-  if bias is not None:
+  if bias is not None and not shifts:
     # T5X hands over the bias of all steps while it decodes, and slices it at
     # the cache's index, which counts the prefix.
-    rows = 0 if bias.shape[-2] == x.shape[-2] else length
+    rows = 0 if bias.shape[-2] in (1, x.shape[-2]) else length
     given["bias"] = _pad(bias, length, rows, value=0)
   if gate is not None:
     base = given.get("bias")
@@ -249,6 +271,55 @@ def _widen(
       width = length + given["inputs_kv"].shape[-2]
     grown = jnp.pad(gate, [(0, 0)] * 3 + [(0, width - length)])
     given["bias"] = grown if base is None else base + grown.astype(base.dtype)
+
+
+def _shift_positions(
+  given: dict[str, Any], length: int, shifts: bool, *, joins: bool
+) -> None:
+  """Makes room in the positions that an attention turns its keys by.
+
+  The prefix's own are negative, which turns nothing: it is kept as it is used.
+  """
+  for name in ("query_positions", "key_positions"):
+    positions = given.get(name)
+    if positions is None:
+      continue
+    if shifts:
+      positions = positions + length
+    if joins and name == "key_positions":
+      positions = jnp.pad(positions, ((0, 0), (length, 0)), constant_values=-1)
+    given[name] = positions
+
+
+def with_shift(module: nn.Module, call: Call, trace: Trace) -> Call:
+  """Returns the call of what knows positions, moved behind the prefix."""
+  path = _path(module)
+  stack, name = path.split("/")[0], path.split("/")[-1]
+  length = trace.shifts.get(stack, 0)
+  if not length or name not in _POSITIONAL:
+    return call
+
+  def learned(positions: Array) -> Array:
+    return call(positions + length)
+
+  def alibi(positions: Array) -> Array:
+    own = jnp.broadcast_to(jnp.arange(length), (positions.shape[0], length))
+    return call(jnp.concatenate([own, positions + length], axis=1))
+
+  def relative(queries: int, keys: int, *args: Any, **kwargs: Any) -> Array:
+    if "offset" not in inspect.signature(type(module).__call__).parameters:
+      raise TargetError(
+        "expected own_positions=False on T5X's networks, found True: their"
+        " relative biases cannot start later. Use it on peft_jax's networks."
+      )
+    offset = args[0] if args else kwargs.get("offset", 0)
+    return call(queries, keys + length, offset + length)
+
+  return {
+    "position_embedder": learned,
+    "alibi_bias": alibi,
+    "relpos_bias": relative,
+  }[name]
 
 
 def _pad(x: Array, columns: int, rows: int, *, value: int) -> Array:
@@ -278,8 +349,7 @@ def with_prefix(path: str, call: Call, trace: Trace) -> Call:
   """Returns a projection's call with the prefix in front, if it has one."""
   if not trace.prefixes:
     return call
-  owner, key, value = trace.prefixes[-1]
-  prefix = {f"{owner}/key": key, f"{owner}/value": value}.get(path)
+  prefix = trace.prefixes[-1].get(path)
   if prefix is None:
     return call
 
@@ -315,10 +385,14 @@ def _in_stack(rule: Rule, module: nn.Module, call: Call, trace: Trace) -> Call:
 def with_slots(module: nn.Module, call: Call, trace: Trace) -> Call:
   """Returns the call of a stack with room for prompts, if there are any."""
   path = _path(module)
-  if path == "encoder" and trace.slots[path]:
+  if path == "encoder" and trace.slots.get("encoder"):
     return _widened_encoder(module, call, trace)
-  if path == "decoder" and trace.slots["encoder"]:
+  if path == "decoder" and trace.slots.get("encoder"):
+    return _widened_cross_attention(module, call, trace)
+  if path == "decoder" and trace.slots.get("decoder"):
     return _widened_decoder(module, call, trace)
+  if path == "decoder/decoder_norm" and trace.slots.get("decoder"):
+    return _without_slots(call, trace)
   return call
 
 
@@ -337,18 +411,24 @@ def with_prompt(path: str, call: Call, trace: Trace) -> Call:
   return embedded
 
 
+def _fill(module: nn.Module, trace: Trace, slots: int) -> None:
+  """Puts zeros where no prompt is: the layers fill the slots themselves."""
+  trace.in_front = True
+  if not trace.prompts:
+    trace.prompts.append(jnp.zeros((slots, module.config.emb_dim)))
+
+
 def _widened_encoder(module: nn.Module, call: Call, trace: Trace) -> Call:
   slots = trace.slots["encoder"]
 
   def adapted(*args: Any, **kwargs: Any) -> Any:
-    bound = inspect.signature(type(module).__call__).bind(
-      module, *args, **kwargs
-    )
+    bound = _bind(module, args, kwargs)
     for name, given in bound.arguments.items():
       if "mask" in name and given is not None:
         bound.arguments[name] = _with_rows(given, slots)
-    if not trace.prompts:  # layers fill the slots themselves
-      trace.prompts.append(jnp.zeros((slots, module.config.emb_dim)))
+      if name == "positions" and given is not None:
+        bound.arguments[name] = _counted(given, slots)
+    _fill(module, trace, slots)
     return call(*bound.args[1:], **bound.kwargs)
 
   return adapted
@@ -365,18 +445,66 @@ def _with_rows(mask: Array, slots: int) -> Array:
   return jnp.concatenate([rows, mask], axis=-2)
 
 
-def _widened_decoder(module: nn.Module, call: Call, trace: Trace) -> Call:
+def _counted(positions: Array, slots: int) -> Array:
+  """positions: [B, T] -> [B, P + T]; the slots count from 0."""
+  own = jnp.broadcast_to(jnp.arange(slots), (positions.shape[0], slots))
+  return jnp.concatenate([own, positions + slots], axis=1)
+
+
+def _widened_cross_attention(
+  module: nn.Module, call: Call, trace: Trace
+) -> Call:
   slots = trace.slots["encoder"]
 
   def adapted(*args: Any, **kwargs: Any) -> Any:
-    bound = inspect.signature(type(module).__call__).bind(
-      module, *args, **kwargs
-    )
+    bound = _bind(module, args, kwargs)
     for name in ("cross_mask", "encoder_decoder_mask"):
       given = bound.arguments.get(name)
       if given is not None:
         bound.arguments[name] = _pad(given, slots, 0, value=1)
     return call(*bound.args[1:], **bound.kwargs)
+
+  return adapted
+
+
+def _widened_decoder(module: nn.Module, call: Call, trace: Trace) -> Call:
+  """The decoder of a decoder-only network, whose prompt is text like any.
+
+  A cache holds the prompt from the first call that extends it on.
+  """
+  slots = trace.slots["decoder"]
+
+  def adapted(*args: Any, **kwargs: Any) -> Any:
+    bound = _bind(module, args, kwargs)
+    given = bound.arguments
+    if given["positions"] is not None:
+      raise TargetError(
+        "expected unpacked batches under a prompt, found decoder_positions: one"
+        " prompt cannot stand in front of every example of a packed row. Turn"
+        " packing off."
+      )
+    extends = given["decode"] and module.has_variable("cache", "cache_index")
+    if extends and not given["prefill"]:
+      trace.in_front = False
+      trace.prompts.clear()
+      return call(*args, **kwargs)
+    for name in ("segment_ids", "bidirectional"):
+      if given[name] is not None:
+        widths = ((0, 0), (slots, 0))
+        given[name] = jnp.pad(given[name], widths, constant_values=1)
+    _fill(module, trace, slots)
+    return call(*bound.args[1:], **bound.kwargs)
+
+  return adapted
+
+
+def _without_slots(call: Call, trace: Trace) -> Call:
+  """Nothing is predicted from the prompt alone."""
+
+  def adapted(x: Array, *args: Any, **kwargs: Any) -> Array:
+    if trace.in_front:
+      x = x[:, trace.slots["decoder"] :]
+    return call(x, *args, **kwargs)
 
   return adapted
 

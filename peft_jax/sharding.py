@@ -30,6 +30,7 @@ DEFAULT_RULES: Rules = (
   ("length", None),
   ("layers", None),
   ("relpos_buckets", None),
+  ("abspos_buckets", None),
   ("lora_rank", None),
   ("bottleneck", None),
   ("prompt", None),

@@ -51,6 +51,7 @@ class Site:
     input_axis: logical name of the joined input axes.
     output_axis: logical name of the joined output axes.
     kernel: [inputs, outputs] the module's own kernel, if it has one.
+    bias: [outputs] its bias, if it has one.
     shared: leaves that several sites share (see `Adapter.shared_leaves`).
   """
 
@@ -59,6 +60,7 @@ class Site:
   input_axis: str
   output_axis: str
   kernel: Array | None = None
+  bias: Array | None = None
   shared: Mapping[str, Array] = dataclasses.field(default_factory=dict)
 
   @property
@@ -124,6 +126,11 @@ class Adapter(nn.Module):
     """Whether `start` needs the backbone's own parameters."""
     return type(self).start is not Adapter.start
 
+  @property
+  def fills_slots(self) -> bool:
+    """Whether it has vectors in front of a stack's tokens."""
+    return False
+
   def group(self, path: str) -> str:
     """Returns which sites share leaves with the one at `path`."""
     del path
@@ -160,6 +167,16 @@ class Adapter(nn.Module):
       leaves: this adapter's parameters at the site, float32.
     """
     raise NotImplementedError
+
+  def fold_bias(self, bias: Array, leaves: dict[str, Array]) -> Array:
+    """Returns the bias that acts as both together; most leave it as it is.
+
+    Args:
+      bias: [outputs] float32.
+      leaves: this adapter's parameters at the site, float32.
+    """
+    del leaves
+    return bias
 
 
 def parameter(

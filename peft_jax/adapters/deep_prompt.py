@@ -52,6 +52,10 @@ class DeepPrompt(Adapter):
     super().__post_init__()
 
   @property
+  def fills_slots(self) -> bool:
+    return True
+
+  @property
   def position(self) -> Position:
     return "input"
 

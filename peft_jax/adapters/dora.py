@@ -79,11 +79,16 @@ class DoRA(Adapter):
     x = lora.joined(x, site)
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     low = (x @ a.astype(x.dtype)) * self.scaling
+    lead = (1,) * (y.ndim - len(site.outputs))
+    bias = site.bias  # the magnitude is the kernel's alone
+    if bias is not None:
+      bias = bias.astype(y.dtype).reshape(lead + site.outputs)
+      y = y - bias
     added = y + (low @ b.astype(x.dtype)).reshape(y.shape)
     norm = jnp.linalg.norm(site.kernel + self.scaling * (a @ b), axis=0)
     ratio = magnitude / jax.lax.stop_gradient(norm)
-    lead = (1,) * (y.ndim - len(site.outputs))
-    return added * ratio.astype(y.dtype).reshape(lead + site.outputs)
+    scaled = added * ratio.astype(y.dtype).reshape(lead + site.outputs)
+    return scaled if bias is None else scaled + bias
 
   def start(
     self,

@@ -68,3 +68,7 @@ class IA3(Adapter):
     if self.side == "input":
       return kernel * scaling[:, None]
     return kernel * scaling[None, :]
+
+  def fold_bias(self, bias: Array, leaves: dict[str, Array]) -> Array:
+    """bias: [outputs], rescaled where the output is."""
+    return bias * leaves["scaling"] if self.side == "output" else bias

@@ -24,9 +24,11 @@ DIRECT = ("key", "value")
 class Prefix(Adapter):
   """Puts P learned keys and values in front of an attention's own.
 
-  Every query sees all of them: their mask is open and their relative position
-  bias zero. T-Few's port extends the bias to positions before the text; the
-  authors' own code adds none (see docs/implementation.md).
+  Every query sees all of them: their mask is open. With `own_positions` they
+  take the P positions in front of the text: relative and ALiBi biases reach
+  them, and text moves by P where positions are learned or rotary. Otherwise
+  their bias is zero and text stays where it is. A rotary network uses them as
+  they are, unturned (see docs/implementation.md).
 
   Example:
     >>> from peft_jax import Rule
@@ -45,6 +47,9 @@ class Prefix(Adapter):
       and the authors' code).
     scale: standard deviation of a direct prefix at the start, default 1 as
       T-Few's randn.
+    own_positions: whether the prefix takes positions; None: in decoder-only
+      networks, as the authors' code for GPT-2, and not in encoder-decoders, as
+      theirs for BART. Hugging Face PEFT's prefixes do in both.
     gated: a gate per token adds its logarithm to the prefix's logits; 0 is no
       prefix (UniPELT has a gate per example, see `gate`).
 
@@ -56,6 +61,7 @@ class Prefix(Adapter):
   length: int = 10
   hidden_size: int = 512
   scale: float = 1.0
+  own_positions: bool | None = None
   gated: bool = False
 
   def __post_init__(self) -> None:

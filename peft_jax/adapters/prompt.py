@@ -106,6 +106,10 @@ class Prompt(Adapter):
     super().__post_init__()
 
   @property
+  def fills_slots(self) -> bool:
+    return True
+
+  @property
   def position(self) -> Position:
     return "stack"
 

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peft_jax.networks.t5 import T5, T5Config
+from peft_jax.networks.config import TransformerConfig
+from peft_jax.networks.decoder_only import DecoderOnly
+from peft_jax.networks.encoder_decoder import EncoderDecoder
 
 # name: layers per stack, D, F, H, K.
 # Sources: T5 1.1, the released T5X configurations; T5 1.0, arXiv 1910.10683.
@@ -27,9 +29,11 @@ _T5_1_0 = {
 }
 
 
-def _config(sizes: tuple[int, int, int, int, int], **options: Any) -> T5Config:
+def _config(
+  sizes: tuple[int, int, int, int, int], **options: Any
+) -> TransformerConfig:
   num_layers, emb_dim, mlp_dim, num_heads, head_dim = sizes
-  return T5Config(
+  return TransformerConfig(
     num_encoder_layers=num_layers,
     num_decoder_layers=num_layers,
     emb_dim=emb_dim,
@@ -41,7 +45,7 @@ def _config(sizes: tuple[int, int, int, int, int], **options: Any) -> T5Config:
 
 
 # The tiny model that ships with the package: bytes as its vocabulary.
-_TINY = T5Config(
+_TINY = TransformerConfig(
   vocab_size=384,
   emb_dim=128,
   num_heads=4,
@@ -51,7 +55,7 @@ _TINY = T5Config(
   num_decoder_layers=3,
 )
 
-CONFIGS: dict[str, T5Config] = {
+CONFIGS: dict[str, TransformerConfig] = {
   "tiny": _TINY,
   **{f"t5_1_1_{name}": _config(size) for name, size in _T5_1_1.items()},
   **{
@@ -88,7 +92,19 @@ def num_layers(name: str) -> int:
   return create(name).config.num_decoder_layers
 
 
-def create(name: str, **overrides: Any) -> T5:
+def from_config(config: TransformerConfig) -> EncoderDecoder | DecoderOnly:
+  """Returns the network of a configuration.
+
+  Example:
+    >>> type(from_config(TransformerConfig(num_encoder_layers=0))).__name__
+    'DecoderOnly'
+  """
+  if config.num_encoder_layers:
+    return EncoderDecoder(config)
+  return DecoderOnly(config)
+
+
+def create(name: str, **overrides: Any) -> EncoderDecoder | DecoderOnly:
   """Returns the network of a published size.
 
   Example:
@@ -97,7 +113,7 @@ def create(name: str, **overrides: Any) -> T5:
 
   Args:
     name: a key of `CONFIGS`.
-    **overrides: fields of `T5Config` to replace.
+    **overrides: fields of `TransformerConfig` to replace.
 
   Raises:
     ValueError: for an unknown name, with the nearest ones.
@@ -108,4 +124,4 @@ def create(name: str, **overrides: Any) -> T5:
       f"expected a model of {sorted(CONFIGS)}, found {name!r}. Nearest:"
       f" {', '.join(nearest) or 'none'}."
     )
-  return T5(dataclasses.replace(CONFIGS[name], **overrides))
+  return from_config(dataclasses.replace(CONFIGS[name], **overrides))

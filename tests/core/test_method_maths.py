@@ -38,7 +38,7 @@ from peft_jax import (
   start,
 )
 from peft_jax.adapters import Site, fish_mask, intrinsic_said
-from peft_jax.networks.layers import Attention
+from peft_jax.networks.attention import Attention
 from peft_jax.rules import TargetError, top_layers
 
 # The attention output: two input axes, one output axis. A query: the reverse.

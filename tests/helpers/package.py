@@ -21,6 +21,7 @@ CORE = (
   "reparametrization",
   "networks",
   "optim",
+  "formats",
   "losses",
   "decoding",
   "orbax_io",

@@ -26,7 +26,9 @@ SIZES = {
 
 def t5(**overrides):
   """Returns our T5 of one encoder and two decoder layers."""
-  return networks.T5(networks.T5Config(**(SIZES | overrides)))
+  return networks.EncoderDecoder(
+    networks.TransformerConfig(**(SIZES | overrides))
+  )
 
 
 def t5x(**overrides):

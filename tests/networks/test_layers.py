@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from peft_jax.networks import layers
+from peft_jax.networks import attention, layers, positions
 
 RNG = np.random.default_rng(0)
 
@@ -49,7 +49,7 @@ def test_relative_buckets(bidirectional, num_buckets, max_distance):
     "max_distance": max_distance,
   }
   distances = np.arange(-600, 601)
-  found = layers.relative_position_buckets(distances, **options)
+  found = positions.relative_position_buckets(distances, **options)
   expected = [bucket(int(d), **options) for d in distances]
   np.testing.assert_array_equal(found, expected)
   assert set(found) == set(range(num_buckets)) - (
@@ -61,7 +61,7 @@ def test_relative_buckets(bidirectional, num_buckets, max_distance):
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_position_biases(bidirectional):
   """Also beyond the largest distance, and from an offset."""
-  module = layers.RelativePositionBiases(
+  module = positions.RelativePositionBiases(
     num_heads=3, bidirectional=bidirectional, num_buckets=8, max_distance=20
   )
   table = draw(3, 8)
@@ -159,7 +159,7 @@ def attention_by_hand(params, x, kv, mask, bias, heads, size):
 
 def test_attention():
   heads, size = 2, 3
-  module = layers.Attention(num_heads=heads, head_dim=size)
+  module = attention.Attention(num_heads=heads, head_dim=size)
   x, kv, bias = draw(2, 4, 5), draw(2, 6, 5), draw(1, heads, 4, 6)
   mask = RNG.random((2, 1, 4, 6)) > 0.4
   mask[..., 0] = True
@@ -172,14 +172,14 @@ def test_attention():
 
 def test_attention_to_nothing_is_finite():
   """Rows of padding attend to nothing; they must not spoil the others."""
-  module = layers.Attention(num_heads=2, head_dim=3)
+  module = attention.Attention(num_heads=2, head_dim=3)
   x, mask = draw(1, 4, 5), np.zeros((1, 1, 4, 4), bool)
   variables = {"params": module.init(jax.random.key(0), x, x)["params"]}
   assert np.isfinite(module.apply(variables, x, x, mask)).all()
 
 
 def test_query_starts_smaller_by_the_root_of_the_head_size():
-  module = layers.Attention(num_heads=8, head_dim=16)
+  module = attention.Attention(num_heads=8, head_dim=16)
   params = module.init(jax.random.key(0), *[jnp.ones((1, 1, 64))] * 2)["params"]
   std = {name: np.std(p["kernel"]) for name, p in params.items()}
   assert std["key"] == pytest.approx(1 / 8, rel=0.05)
@@ -188,10 +188,10 @@ def test_query_starts_smaller_by_the_root_of_the_head_size():
 
 def test_attention_dropout_is_of_the_weights():
   """Shared along the queries, as T5X's; off where deterministic."""
-  module = layers.Attention(num_heads=2, head_dim=3, dropout_rate=0.5)
+  module = attention.Attention(num_heads=2, head_dim=3, dropout_rate=0.5)
   x = draw(1, 4, 5)
   variables = {"params": module.init(jax.random.key(0), x, x)["params"]}
-  plain = layers.Attention(num_heads=2, head_dim=3).apply(variables, x, x)
+  plain = attention.Attention(num_heads=2, head_dim=3).apply(variables, x, x)
   np.testing.assert_array_equal(module.apply(variables, x, x), plain)
   rngs = {"dropout": jax.random.key(1)}
   dropped = module.apply(variables, x, x, deterministic=False, rngs=rngs)
@@ -201,11 +201,11 @@ def test_attention_dropout_is_of_the_weights():
 def test_masks():
   a = np.array([[True, False]])
   b = np.array([[1, 2, 1]])
-  pair = layers.attention_mask(a, np.array([[True, True, False]]))
+  pair = attention.attention_mask(a, np.array([[True, True, False]]))
   assert pair.tolist() == [[[[True, True, False], [False] * 3]]]
-  same = layers.attention_mask(b, b, jnp.equal)
+  same = attention.attention_mask(b, b, jnp.equal)
   assert same[0, 0].astype(int).tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
-  assert layers.combine_masks([None, None]) is None
-  assert layers.combine_masks([None, pair]) is pair
-  both = layers.combine_masks([pair, None, jnp.zeros_like(pair)])
+  assert attention.combine_masks([None, None]) is None
+  assert attention.combine_masks([None, pair]) is pair
+  both = attention.combine_masks([pair, None, jnp.zeros_like(pair)])
   assert not both.any()

@@ -115,7 +115,7 @@ def test_scan_and_remat_change_nothing(options):
 def test_remat_saves_memory_that_is_asked_for():
   """The policies differ in what the backward pass keeps."""
   kept = {}
-  for remat in networks.t5.REMAT_POLICIES:
+  for remat in networks.config.REMAT_POLICIES:
     network = tiny.t5(remat=remat)
     params = tiny.shapes(network)
     call = lambda params, network=network: jnp.sum(
