@@ -38,6 +38,7 @@ _TRAIN = [
   "tensorflow-text>=2.21",
   "tensorflow-datasets>=4.9.10",
   "sentencepiece>=0.2",
+  "tokenizers>=0.20",
   "gin-config>=0.5",
   "clu>=0.0.12",
   "tensorboard>=2.21",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, orbax_io
+from peft_jax import layout, networks, orbax_io
 from peft_jax.checkpoint import read_npz, read_orbax
 
 FILE_NAME = "backbone.json"
@@ -154,3 +154,52 @@ def describe(network: Any, name: str = "") -> dict[str, Any]:
     "class": type(network).__name__,
     "config": json.loads(json.dumps(config)),
   }
+
+
+def network(directory: str | Path, **overrides: Any) -> Any:
+  """Returns the network that a backbone directory describes.
+
+  Args:
+    directory: as `save` wrote it.
+    **overrides: fields of `TransformerConfig` to replace.
+
+  Raises:
+    BackboneError: if there is none.
+  """
+  path = Path(directory) / FILE_NAME
+  if not path.is_file():
+    raise BackboneError(
+      f"expected a backbone directory with {FILE_NAME}, found none at"
+      f" {directory}."
+    )
+  return network_of(json.loads(path.read_text("utf-8"))["model"], **overrides)
+
+
+def network_of(description: Mapping[str, Any], **overrides: Any) -> Any:
+  """Returns the network of a description; the inverse of `describe`.
+
+  Example:
+    >>> from peft_jax import networks
+    >>> tiny = networks.create("tiny")
+    >>> network_of(describe(tiny)) == tiny
+    True
+
+  Args:
+    description: name, class and configuration.
+    **overrides: fields of `TransformerConfig` to replace.
+
+  Raises:
+    BackboneError: for a network that is not ours.
+  """
+  fields = dict(description.get("config", {}))
+  known = {f.name for f in dataclasses.fields(networks.TransformerConfig)}
+  if not fields or not fields.keys() <= known:
+    raise BackboneError(
+      "expected the configuration of a network of peft_jax, found"
+      f" {description.get('class') or 'none'} with"
+      f" {sorted(fields.keys() - known)[:3]}. Build the network in Python."
+    )
+  fields["rotary"] = networks.Rotary(**fields.get("rotary", {}))
+  fields["mlp_activations"] = tuple(fields["mlp_activations"])
+  config = networks.TransformerConfig(**(fields | overrides))
+  return networks.from_config(config)

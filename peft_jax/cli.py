@@ -1,4 +1,4 @@
-"""The command line: peft-jax train | eval | infer | export | merge | ..."""
+"""The command line: peft-jax train | eval | infer | export | import | ..."""
 
 import argparse
 import json
@@ -93,6 +93,16 @@ def _parser() -> argparse.ArgumentParser:
   export.add_argument("--step", type=int, help="default: the last")
   export.add_argument("--format", choices=["orbax"], default="orbax")
 
+  bring = add("import", _import, "read a backbone or an adapter of others")
+  bring.add_argument("source", metavar="DIR", help="what is read")
+  bring.add_argument(
+    "--from", dest="kind", required=True, choices=["hf", "t5x", "peft"]
+  )
+  bring.add_argument("--to", required=True, metavar="DIR")
+  bring.add_argument(
+    "--model", metavar="NAME", help="of t5x: its size; of peft: hf:DIR"
+  )
+
   merge = add("merge", _merge, "fold an adapter into a full backbone")
   merge.add_argument("adapter", help="a run or an exported adapter")
   merge.add_argument("--to", required=True, metavar="DIR")
@@ -116,7 +126,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--gin_file", action="append", default=[])
-  command.add_argument("--model", metavar="NAME", help="peft-jax list models")
+  command.add_argument(
+    "--model",
+    metavar="NAME",
+    help="peft-jax list models, hf:DIR, or a backbone",
+  )
   command.add_argument(
     "--adapter", metavar="NAME", help="peft-jax list methods"
   )
@@ -140,7 +154,13 @@ def _resolve(args: Any) -> Any:
   elif not any("runs/" in name for name in args.gin_file):
     files.append("runs/train.gin")
   if args.model:
-    if args.model in config.names_of("models"):
+    if args.model.startswith("hf:"):
+      files.append("models/hugging_face.gin")
+      bindings.append(f"MODEL_NAME = {args.model!r}")
+    elif (Path(args.model) / "backbone.json").is_file():
+      files.append("models/directory.gin")
+      bindings.append(f"MODEL_NAME = {args.model!r}")
+    elif args.model in _named_models():
       files.append(f"models/{args.model}.gin")
     else:
       networks.create(args.model)  # raises for an unknown name
@@ -159,6 +179,11 @@ def _resolve(args: Any) -> Any:
   }
   bindings += [f"{name} = {v!r}" for name, v in macros.items() if v]
   return config.resolve(files, [*bindings, *args.bindings], _search_paths(args))
+
+
+def _named_models() -> list[str]:
+  """Models that have a gin file of their own."""
+  return [name for name in _gin_names("models") if name in networks.CONFIGS]
 
 
 def _named(kind: str, name: str) -> str:
@@ -296,6 +321,13 @@ def _export(args: Any) -> None:
   size = sum(p.stat().st_size for p in Path(args.to).rglob("*") if p.is_file())
   number = len(manifests.read(args.to).leaves)
   print(f"{args.to}: {number} leaves, {size:,} bytes on disk")
+
+
+def _import(args: Any) -> None:
+  from peft_jax.train import bring
+
+  for line in bring.bring(args.kind, args.source, args.to, args.model):
+    print(line)
 
 
 def _merge(args: Any) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import seqio
 
-from peft_jax.tasks import sources
+from peft_jax.tasks import sources, tokenizer_files
 
 # The vocabulary of T5, T5 1.1, T0 and Flan-T5, in a public bucket: read when a
 # text is first tokenised and not before.
@@ -16,10 +16,11 @@ T5_EXTRA_IDS = 100
 
 # What `load` takes besides a path.
 NAMES = ("bytes", "t5")
+MODEL_PREFIX = "hf:"
 
 
 class VocabularyError(ValueError):
-  """A vocabulary that is neither known by name nor a SentencePiece file."""
+  """A vocabulary that is neither known by name nor in a file."""
 
 
 def load(
@@ -38,16 +39,22 @@ def load(
 
   Args:
     name_or_path: `"bytes"` for ByT5's bytes, `"t5"` for T5's 32,000 pieces at
-      `T5_MODEL`, or the path of a SentencePiece `.model` file.
+      `T5_MODEL`, `"hf:DIR"` for what lies beside a model of Hugging Face, or
+      the path of a SentencePiece `.model` file or a `tokenizer.json`.
     extra_ids: number of sentinels at the end of the vocabulary. Default: 100
-      for SentencePiece, as T5 has; 0 for bytes, as T5's own ByT5 tasks have.
+      for SentencePiece, as T5 has; 0 for bytes, as T5's own ByT5 tasks have,
+      and for `tokenizer.json`.
 
   Raises:
-    VocabularyError: if a path is not that of a SentencePiece model.
+    VocabularyError: if a path holds no vocabulary.
   """
   name = os.fspath(name_or_path)
   if name == "bytes":
     return seqio.ByteVocabulary(extra_ids=extra_ids or 0)
+  if name.startswith(MODEL_PREFIX):
+    return _of_model(name.removeprefix(MODEL_PREFIX))
+  if name.endswith(".json"):
+    return _load_json(name, extra_ids=extra_ids or 0)
   extra_ids = T5_EXTRA_IDS if extra_ids is None else extra_ids
   if name == "t5":
     return seqio.SentencePieceVocabulary(T5_MODEL, extra_ids=extra_ids)
@@ -81,13 +88,38 @@ def text_features(
   return {"inputs": feature, "targets": feature}
 
 
-def _load_file(path: str, *, extra_ids: int) -> seqio.Vocabulary:
+def _of_model(directory: str) -> seqio.Vocabulary:
+  found = tokenizer_files.of_model(directory)
+  if found is None:
+    raise VocabularyError(
+      "expected spiece.model, tokenizer.model, tokenizer.json, or vocab.json"
+      f" and merges.txt in {directory}, found none. Give the vocabulary's path."
+    )
+  return found
+
+
+def _load_json(path: str, *, extra_ids: int) -> seqio.Vocabulary:
+  _check_exists(path)
+  try:
+    return tokenizer_files.TokenizersVocabulary(path, extra_ids=extra_ids)
+  except Exception as error:  # a bare Exception is what tokenizers raises
+    raise VocabularyError(
+      f"expected a tokenizer.json, found a file that does not read as one:"
+      f" {path}: {error}."
+    ) from error
+
+
+def _check_exists(path: str) -> None:
   if not sources.exists(path):
     raise VocabularyError(
-      f"expected {' or '.join(map(repr, NAMES))} or the path of a SentencePiece"
-      f" model, found {path!r}, which is neither. Give the path of a `.model`"
-      " file."
+      f"expected {' or '.join(map(repr, NAMES))}, hf:DIR, or the path of a"
+      f" SentencePiece model or a tokenizer.json, found {path!r}, which is"
+      " neither. Give the path of a `.model` file."
     )
+
+
+def _load_file(path: str, *, extra_ids: int) -> seqio.Vocabulary:
+  _check_exists(path)
   vocabulary = seqio.SentencePieceVocabulary(path, extra_ids=extra_ids)
   try:
     vocabulary.load_model()
@@ -96,6 +128,6 @@ def _load_file(path: str, *, extra_ids: int) -> seqio.Vocabulary:
     raise VocabularyError(
       f"expected a SentencePiece model, found a file that does not read as one:"
       f" {path}. Give the `.model` file (T5's is called sentencepiece.model or"
-      " spiece.model), not tokenizer.json."
+      " spiece.model), or a tokenizer.json."
     ) from error
   return vocabulary

@@ -28,6 +28,7 @@ from peft_jax.networks import DecoderOnly, EncoderDecoder, from_config
 _COMPANIONS = ("*.json", "*.model", "*.txt", "*.bpe", "*.jinja")
 _LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight"}
 _HEAD = "lm_head.weight"
+PREFIX = "hf:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +40,23 @@ class _Place:
   transposed: bool = False
 
 
+def folder_of(directory: str | Path) -> Path:
+  """Returns the folder that a name such as `hf:DIR` or `DIR` means.
+
+  Example:
+    >>> str(folder_of("hf:models/t5"))
+    'models/t5'
+  """
+  return Path(str(directory).removeprefix(PREFIX))
+
+
 def read_config(directory: str | Path) -> dict[str, Any]:
   """Returns the parsed `config.json`.
 
   Raises:
     FormatError: if there is none.
   """
-  path = Path(directory) / "config.json"
+  path = folder_of(directory) / "config.json"
   if not path.is_file():
     raise FormatError(
       f"expected a Hugging Face model with config.json, found none in"
@@ -60,7 +71,7 @@ def network(
   """Returns the network that a directory's tensors are for.
 
   Args:
-    directory: with `config.json` and safetensors.
+    directory: with `config.json` and safetensors; `hf:` may stand in front.
     **overrides: fields of `TransformerConfig` to replace.
 
   Raises:
@@ -69,7 +80,7 @@ def network(
   """
   config = read_config(directory)
   result = architectures.network_config(config, **overrides)
-  tensors = safetensors_io.open_directory(directory)
+  tensors = safetensors_io.open_directory(folder_of(directory))
   embedding = architectures.of(config).modules["token_embedder"].name
   if (
     result.logits_via_embedding
@@ -106,7 +117,7 @@ def load(
     ArchitectureError: for an unknown architecture.
   """
   architecture = architectures.of(read_config(directory))
-  tensors = safetensors_io.open_directory(directory)
+  tensors = safetensors_io.open_directory(folder_of(directory))
   spec = flatten_dict(shapes(network), sep="/")
   prefix = _file_prefix(architecture, tensors)
   places = {
@@ -292,7 +303,7 @@ def save(
     FormatError: if the directory is taken, or the parameters are not the
       network's.
   """
-  directory, like = Path(directory), Path(like)
+  directory, like = Path(directory), folder_of(like)
   if directory.exists() and any(directory.iterdir()):
     raise FormatError(
       f"expected a new or empty directory, found {directory} taken. Nothing was"

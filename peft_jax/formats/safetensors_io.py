@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 _DTYPES: dict[str, Any] = {
   "F64": np.float64,
   "F32": np.float32,
   "F16": np.float16,
-  "BF16": ml_dtypes.bfloat16,
-  "F8_E4M3": ml_dtypes.float8_e4m3fn,
-  "F8_E5M2": ml_dtypes.float8_e5m2,
+  "BF16": jnp.bfloat16,
+  "F8_E4M3": jnp.float8_e4m3fn,
+  "F8_E5M2": jnp.float8_e5m2,
   "I64": np.int64,
   "I32": np.int32,
   "I16": np.int16,

@@ -35,9 +35,11 @@ class Config:
     task: name of a SeqIO task or mixture.
     model_dir: the run's folder.
     model_name: name of the network, for the manifest.
-    backbone: backbone directory, `.npz` file, `tiny` for the one that ships, or
-      `random` to train on random weights.
-    vocabulary: `bytes`, `t5`, or a SentencePiece file.
+    backbone: backbone directory, `.npz` file, `hf:DIR` in Hugging Face's form,
+      `t5x:DIR` in T5X's, `tiny` for the one that ships, or `random` to train on
+      random weights.
+    vocabulary: `bytes`, `t5`, `hf:DIR` for a model's own, or a file of
+      SentencePiece or of `tokenizers`.
     data_dir: local files in the place of TFDS; empty: TFDS.
     task_feature_lengths: feature -> tokens; longer inputs are cut.
     train_steps: updates of this run; the backbone's own steps do not count.

@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from peft_jax import (
+  backbone,
   checkpoint,
   layout,
   partition,
@@ -120,14 +122,37 @@ def _config(
 ) -> Config:
   text = manifest.training.get("gin", "")
   if not text:
-    raise manifests.ManifestError(
-      "expected the gin text of the run in the manifest, found none: the"
-      " adapter was saved from Python. Open it with peft_jax.load."
-    )
+    return _without_run(manifest, bindings)
   with tempfile.NamedTemporaryFile("w", suffix=".gin") as file:
     file.write(text)
     file.flush()
     return configs.resolve([file.name], bindings, search_paths).config
+
+
+def _without_run(manifest: Manifest, bindings: Sequence[str]) -> Config:
+  """Returns what is known of an adapter that no run of ours has made.
+
+  Raises:
+    ManifestError: for bindings, which only a run's settings could take.
+    BackboneError: for a network that is not ours.
+  """
+  if bindings:
+    raise manifests.ManifestError(
+      "expected no settings with an adapter that was imported or saved from"
+      f" Python, found {list(bindings)}: its manifest has no gin text that they"
+      " could change."
+    )
+  source = str(manifest.backbone.get("source", ""))
+  return Config(
+    network=backbone.network_of(manifest.model),
+    adapters=_rules(manifest),
+    optimizer=optax.identity(),
+    task="",
+    model_dir="unused",
+    model_name=str(manifest.model.get("name", "")),
+    backbone=source,
+    vocabulary=source if source.startswith("hf:") else "t5",
+  )
 
 
 def evaluate_task(

@@ -22,6 +22,7 @@ from peft_jax import (
   sharding,
   start,
 )
+from peft_jax.formats import hugging_face, t5x
 from peft_jax.inject import Adapted
 from peft_jax.partition import RuleRow
 from peft_jax.train import checkpoints
@@ -156,6 +157,7 @@ def load_backbone(config: Config, model: Any, spec: Any, places: Any) -> Any:
   Raises:
     ConfigError: if no backbone is named.
     BackboneError: if the checkpoint is not the network's.
+    FormatError: the same of Hugging Face's and T5X's.
   """
   if not config.backbone:
     raise ConfigError(
@@ -169,6 +171,10 @@ def load_backbone(config: Config, model: Any, spec: Any, places: Any) -> Any:
       model, jax.random.fold_in(key, 2), partition.backbone_of, places
     )
   path = config.backbone
+  if path.startswith(hugging_face.PREFIX):
+    return hugging_face.load(path, config.network, shardings=places)
+  if path.startswith(t5x.PREFIX):
+    return t5x.load(path.removeprefix(t5x.PREFIX), spec, shardings=places)
   if path in _SHIPPED:
     path = str(resources.files("peft_jax") / _SHIPPED[path])
   return backbone.restore(path, spec, shardings=places)

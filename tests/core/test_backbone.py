@@ -179,5 +179,5 @@ def test_description_is_of_the_parameters_only():
   assert backbone.describe(other) == backbone.describe(NETWORK)
   assert backbone.describe(NETWORK) != backbone.describe(tiny.t5(emb_dim=24))
   described = json.loads(json.dumps(backbone.describe(NETWORK, "small")))
-  assert described["class"] == "T5"
+  assert described["class"] == "EncoderDecoder"
   assert described["config"]["mlp_activations"] == ["gelu", "linear"]

@@ -21,7 +21,6 @@ CORE = (
   "reparametrization",
   "networks",
   "optim",
-  "formats",
   "losses",
   "decoding",
   "orbax_io",
@@ -29,6 +28,7 @@ CORE = (
   "checkpoint",
   "backbone",
   "merge",
+  "formats",
 )
 ORDER = (*CORE, "doctor", "train", "cli")
 HEAVY = ("tensorflow", "seqio", "gin", "t5x")

@@ -1,14 +1,18 @@
 """gin files and bindings become one Config; every error says what to do."""
 
 import itertools
+import pathlib
 import re
 
 import pytest
+from helpers import tiny
 
+from peft_jax import backbone
 from peft_jax.adapters import LoRA
 from peft_jax.train import config
 
 BASE = ["runs/train.gin", "models/tiny.gin", "adapters/lora.gin"]
+HUGGING_FACE = pathlib.Path(__file__).parents[1] / "fixtures/hugging_face"
 REQUIRED = ["MODEL_DIR = 'x'", "MIXTURE_OR_TASK_NAME = 'quickstart'"]
 
 
@@ -47,9 +51,20 @@ def test_every_adapter_file_resolves(name):
 
 
 @pytest.mark.parametrize("name", all_files("models"))
-def test_every_model_file_resolves(name):
+def test_every_model_file_resolves(name, tmp_path):
   files = ["runs/train.gin", "adapters/ia3.gin", name]
-  assert config.resolve(files, REQUIRED).config.network
+  bindings = list(REQUIRED)
+  if name == "models/hugging_face.gin":
+    bindings.append(f"MODEL_NAME = 'hf:{HUGGING_FACE / 't5_v1_1'}'")
+  if name == "models/directory.gin":
+    network = tiny.t5()
+    backbone.save(
+      tmp_path / "model",
+      tiny.params(network),
+      model=backbone.describe(network, "mine"),
+    )
+    bindings += [f"MODEL_NAME = '{tmp_path / 'model'}'", "VOCABULARY = 'bytes'"]
+  assert config.resolve(files, bindings).config.network
 
 
 @pytest.mark.parametrize("name", all_files("recipes"))

@@ -1,0 +1,128 @@
+"""Backbones in T5X's form, read without T5X.
+
+Three kinds are met: one msgpack file; a folder `checkpoint_N` with a msgpack
+index and a zarr array per large parameter; and the same as an Orbax checkpoint.
+Layers may be modules of their own or stacked along whatever axis.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import serialization
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from peft_jax import backbone, layout
+from peft_jax.checkpoint import read_orbax
+from peft_jax.formats.safetensors_io import FormatError
+
+_INDEX = "checkpoint"
+_ORBAX = "state"
+_TARGET = "target."
+PREFIX = "t5x:"
+
+
+def load(
+  path: str | Path,
+  spec: Any,
+  *,
+  dtype: Any = jnp.float32,
+  shardings: Any = None,
+) -> dict:
+  """Returns the parameters of a T5X checkpoint; all or nothing.
+
+  The optimizer's state is left where it is.
+
+  Args:
+    path: a msgpack file, or a folder `checkpoint_N`.
+    spec: the backbone's leaves as the network has them, arrays or shapes.
+    dtype: of the result.
+    shardings: tree of shardings to place the leaves on; default: one device.
+
+  Raises:
+    FormatError: for what is no T5X checkpoint.
+    BackboneError: naming the leaves that are missing, extra or misshapen.
+  """
+  rows = flatten_dict(layout.to_layers(read(path)), sep="/")
+  wanted = {
+    layer: shape
+    for name, leaf in flatten_dict(spec, sep="/").items()
+    for layer, shape in layout.rows_of(name, leaf)
+  }
+  for name, leaf in rows.items():
+    shape = wanted.get(name)
+    # scalable_t5 keeps the head axes of attention kernels apart.
+    if shape and leaf.ndim > len(shape) and leaf.size == np.prod(shape):
+      rows[name] = leaf.reshape(shape)
+  tree = layout.like(unflatten_dict(rows, sep="/"), spec)
+  backbone.check_fits(tree, spec, source=str(path))
+  tree = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  if shardings is None:
+    return jax.tree.map(jnp.asarray, tree)
+  return jax.tree.map(jax.device_put, tree, shardings)
+
+
+def read(path: str | Path) -> dict:
+  """Returns the parameters as they are stored, numpy arrays.
+
+  Raises:
+    FormatError: for what is no T5X checkpoint.
+  """
+  path = Path(path).absolute()
+  if path.is_file():
+    return _read_msgpack(path)
+  if (path / _ORBAX).is_dir():
+    flat = read_orbax(path / _ORBAX)
+    found = {
+      name.removeprefix("target/"): leaf
+      for name, leaf in flat.items()
+      if name.startswith("target/")
+    }
+    return unflatten_dict(found or flat, sep="/")
+  if (path / _INDEX).is_file():
+    small = flatten_dict(_read_msgpack(path / _INDEX), sep="/")
+    # Where a large parameter would be, the index has the place of its array.
+    flat = {k: v for k, v in small.items() if isinstance(v, np.ndarray)}
+    for folder in sorted(path.glob(f"{_TARGET}*")):
+      name = folder.name.removeprefix(_TARGET).replace(".", "/")
+      flat[name] = _read_zarr(folder)
+    return unflatten_dict(flat, sep="/")
+  raise FormatError(
+    "expected a T5X checkpoint: a msgpack file, or a folder checkpoint_N with"
+    f" a file {_INDEX} or a folder {_ORBAX}, found"
+    f" {'another folder' if path.is_dir() else 'nothing'} at {path}."
+  )
+
+
+def _read_msgpack(path: Path) -> dict:
+  try:
+    tree = serialization.msgpack_restore(path.read_bytes())
+  except Exception as error:  # msgpack's errors have no common class
+    raise FormatError(
+      f"expected a msgpack file of T5X at {path}, found one that does not"
+      f" parse: {type(error).__name__}: {error}."
+    ) from error
+  # Older versions keep the parameters in the optimizer.
+  if isinstance(tree, Mapping):
+    tree = tree.get("optimizer", tree)
+    tree = tree.get("target", None)
+  if not isinstance(tree, Mapping):
+    raise FormatError(
+      f"expected parameters under `target` in {path}, found none: is it"
+      " another model's?"
+    )
+  return dict(tree)
+
+
+def _read_zarr(folder: Path) -> np.ndarray:
+  import tensorstore  # Orbax has it; only this form needs it
+
+  store = tensorstore.open(
+    {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}},
+    open=True,
+    read=True,
+  )
+  return np.asarray(store.result().read().result())
