@@ -148,7 +148,7 @@ def greedy(
     return jnp.argmax(logits, axis=-1)
 
   start = _begin(model, params, inputs, inputs_mask, max_decode_length)
-  step = _stepper(model, params, inputs, max_decode_length)
+  step = stepper(model, params, inputs, max_decode_length)
   return _generate(step, *start, choose, max_decode_length, eos_id, None)
 
 
@@ -211,7 +211,7 @@ def sample(
     return jax.vmap(jax.random.categorical)(keys, kept)
 
   start = _begin(model, params, inputs, inputs_mask, max_decode_length)
-  step = _stepper(model, params, inputs, max_decode_length)
+  step = stepper(model, params, inputs, max_decode_length)
   return _generate(step, *start, choose, max_decode_length, eos_id, key)
 
 
@@ -415,7 +415,7 @@ def beam_search(
   # Read once per example, not once per beam.
   cache, first = _begin(model, params, inputs, inputs_mask, max_decode_length)
   rows = jnp.repeat(inputs, num_beams, axis=0)
-  step = _stepper(model, params, rows, max_decode_length)
+  step = stepper(model, params, rows, max_decode_length)
   penalties = _penalties(formula, max_decode_length, length_penalty)
 
   def running(search: _Search) -> Array:
@@ -488,7 +488,7 @@ def _check_positive(name: str, value: float, least: float = 1) -> None:
     raise ValueError(f"expected {name} of at least {least}, found {value}.")
 
 
-def _stepper(model: Any, params: Any, inputs: Array, length: int) -> _Step:
+def stepper(model: Any, params: Any, inputs: Array, length: int) -> _Step:
   """Returns the function (cache, ids [B]) -> next logits [B, V], cache."""
 
   def answer(cache: Any, ids: Array) -> tuple[Array, Any]:

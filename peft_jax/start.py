@@ -16,8 +16,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from peft_jax import layout, partition
 from peft_jax.adapters import fish_mask, prefix
 from peft_jax.inject import Adapted
+from peft_jax.networks.positions import rotate
 
 Array = jax.Array
+_KEYS_AND_VALUES = (*prefix.DIRECT, "key_norm")
 
 
 def from_backbone(params: Any, model: Adapted, key: Array) -> dict:
@@ -157,13 +159,14 @@ def prefix_from_words(
   backbone = layout.to_layers(partition.backbone_of(params, model))
   inputs, targets = encoder_tokens[None], decoder_tokens[None]
   shifted = jax.numpy.ones_like(targets)  # the mask hides nothing
+  tokens = (inputs, targets, shifted)
+  if model.slots.keys() == {"decoder"}:
+    tokens = (targets,)
   _, state = layers.apply(
     {"params": backbone},
-    inputs,
-    targets,
-    shifted,
+    *tokens,
     enable_dropout=False,
-    capture_intermediates=lambda module, _: module.name in prefix.DIRECT,
+    capture_intermediates=lambda module, _: module.name in _KEYS_AND_VALUES,
     mutable=["intermediates"],
   )
   captured = flatten_dict(state["intermediates"], sep="/")
@@ -176,7 +179,12 @@ def prefix_from_words(
     rule, site, name = owner
     if rule not in rules or name not in prefix.DIRECT:
       continue
-    found = captured[f"{site}/{name}/__call__"][0][0]  # [P, H, K]
+    found = _found(captured, site, name)
+    config = layers.config
+    if name == "key" and getattr(config, "positions", "") == "rotary":
+      row = jax.numpy.arange(found.shape[1])[None]
+      found = rotate(found, row, config.rotary)
+    found = found[0]  # [P, H, K]
     found = found.reshape(found.shape[0], -1)
     if found.shape != leaf.shape:
       raise ValueError(
@@ -186,6 +194,12 @@ def prefix_from_words(
     rows[path] = found.astype(leaf.dtype)
   started = layout.like(unflatten_dict(rows, sep="/"), params)
   return partition.overlay(params, started)
+
+
+def _found(captured: Mapping[str, Any], site: str, name: str) -> Array:
+  """Returns keys or values [1, P, H, K] as an attention uses them."""
+  normed = f"{site}/{name}_norm/__call__"
+  return captured.get(normed, captured[f"{site}/{name}/__call__"])[0]
 
 
 def _unscanned(network: Any) -> Any:

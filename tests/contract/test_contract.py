@@ -1,7 +1,8 @@
 """What every method promises on every network: one test per promise.
 
 The methods are those of `helpers/methods.py`; the networks are our T5, our T5
-scanned and rematerialised, and T5X's own where it is installed.
+scanned and rematerialised, so a decoder-only network, and T5X's own where it is
+installed.
 """
 
 import functools
@@ -34,6 +35,9 @@ from peft_jax.train import step as steps
 NETWORKS = {
   "ours": tiny.t5,
   "scanned": functools.partial(tiny.t5, scan_layers=True, remat="full"),
+  "decoder_only": functools.partial(
+    tiny.decoder_only, scan_layers=True, remat="full"
+  ),
   "t5x": tiny.t5x,
   "t5x_scanned": tiny.t5x_scanned,
 }
@@ -46,6 +50,7 @@ NETWORKS = {
   params=[
     "ours",
     "scanned",
+    "decoder_only",
     pytest.param("t5x", marks=pytest.mark.t5x),
     pytest.param("t5x_scanned", marks=pytest.mark.t5x),
   ],
@@ -68,7 +73,7 @@ def network(kind):
 
 @pytest.fixture
 def model(network, method):
-  return Adapted(network, methods.METHODS[method])
+  return Adapted(network, methods.rules(method, network))
 
 
 @pytest.fixture
@@ -83,7 +88,7 @@ def difference(found, expected):
 
 
 def test_starts_as_the_backbone(model, network, method):
-  batch = tiny.batch()
+  batch = tiny.batch(model)
   found = tiny.logits(model)(tiny.params(model), batch)
   expected = tiny.logits(network)(tiny.params(network), batch)
   if method in methods.NOT_THE_IDENTITY:
@@ -117,7 +122,7 @@ def test_init_draws_the_same_backbone(model, network):
   )
   expected = tiny.initial(network, leaves)
   found = tiny.initial(model, leaves)
-  assert len(expected) == 4
+  assert len(expected) == (2 if tiny.is_decoder_only(network) else 4)
   # A layer that is trained beside its stack is there a second time.
   tiny.assert_same({path: found[path] for path in expected}, expected)
 
@@ -145,11 +150,13 @@ def test_every_leaf_has_logical_axes(model):
 
 def test_axes_are_split_as_the_backbone(model):
   """An adapter's axis of the backbone's length is called as the backbone's."""
-  length = {
-    "embed": tiny.SIZES["emb_dim"],
-    "mlp": tiny.SIZES["mlp_dim"],
-    "vocab": tiny.SIZES["vocab_size"],
-    "joined_kv": tiny.SIZES["num_heads"] * tiny.SIZES["head_dim"],
+  heads = tiny.SIZES["num_heads"] * tiny.SIZES["head_dim"]
+  shared = heads // 2 if tiny.is_decoder_only(model) else heads
+  lengths = {
+    "embed": {tiny.SIZES["emb_dim"]},
+    "mlp": {tiny.SIZES["mlp_dim"]},
+    "vocab": {tiny.SIZES["vocab_size"]},
+    "joined_kv": {heads, shared},
   }
   variables = tiny.variables(model)
   names = sharding.axis_names(variables["params_axes"])
@@ -157,8 +164,11 @@ def test_axes_are_split_as_the_backbone(model):
     if not model.is_added(path):
       continue
     for size, axis in zip(leaf.shape, names[path], strict=True):
-      assert length.get(axis, size) == size, path
-      assert axis in length or size not in length.values(), path
+      assert size in lengths.get(axis, {size}), path
+      # A head alone is not named, and its length may be that of something.
+      assert axis in lengths or size not in set().union(
+        *(lengths[name] for name in ("embed", "mlp", "vocab"))
+      ), path
     stacked = layout.stack_axis(path)
     assert ("layers" in names[path]) == (stacked is not None)
     if stacked is not None:
@@ -189,7 +199,7 @@ def test_two_steps_change_all_of_the_adapter_and_nothing_else(model, method):
   trained, constant = partition.divide(adapter, model)
   unchanged = []
   for _ in range(2):
-    state, metrics = step(state, frozen, tiny.batch())
+    state, metrics = step(state, frozen, tiny.batch(model))
     start, now = flatten_dict(trained), flatten_dict(state.adapter)
     unchanged.append({path for path in start if is_still(path, start, now)})
     assert np.isfinite(metrics["loss"])
@@ -209,14 +219,9 @@ def test_two_steps_change_all_of_the_adapter_and_nothing_else(model, method):
 def test_learns_a_label(model, network):
   """The backbone repeats its input; the answer shall be one of two labels."""
   first = jnp.arange(6, 10)[:, None]
-  batch = {"encoder_input_tokens": jnp.broadcast_to(first, (4, 7))}
-  targets = jnp.where(first % 2 == 0, 3, 4) * jnp.ones((1, 5), jnp.int32)
-  batch |= {
-    "decoder_input_tokens": targets.at[:, 0].set(0),
-    "decoder_target_tokens": targets,
-    # The rest of the answer repeats what the decoder is given.
-    "decoder_loss_weights": jnp.zeros((4, 5)).at[:, 0].set(1.0),
-  }
+  batch = tiny.question(
+    network, first, jnp.where(first % 2 == 0, jnp.int32(3), jnp.int32(4))
+  )
   params = partition.overlay(tiny.params(model), tiny.taught(network))
   params = start.from_backbone(params, model, jax.random.key(0))
   frozen, adapter = split(params, model)
@@ -276,7 +281,7 @@ def test_one_adapter_fits_both_views_of_the_layers(method, tmp_path):
 
 def test_acts_in_a_warm_jit(model, network, trees):
   """An interceptor around a function that is compiled already does nothing."""
-  batch = tiny.batch()
+  batch = tiny.batch(model)
   base = tiny.params(network)
   plain = tiny.logits(network)(base, batch)  # the backbone is compiled now
   params = join(*trees)
@@ -300,7 +305,7 @@ def intermediate_dtypes(model, params):
       mutable=["intermediates"],
     ),
     params,
-    steps.network_inputs(tiny.batch()),
+    steps.network_inputs(tiny.batch(model)),
   )
   return {
     jax.tree_util.keystr(path): leaf.dtype
@@ -310,16 +315,15 @@ def intermediate_dtypes(model, params):
 
 def test_bfloat16_activations_stay_bfloat16(kind, method):
   network = NETWORKS[kind](dtype=jnp.bfloat16)
-  model = Adapted(network, methods.METHODS[method])
+  model = Adapted(network, methods.rules(method, network))
   params = tiny.shapes(model)
   frozen, adapter = split(params, model)
   expected = intermediate_dtypes(network, partition.backbone_of(params, model))
   found = intermediate_dtypes(model, params)
   assert jnp.dtype("bfloat16") in expected.values()
   assert {path: found[path] for path in expected} == expected
-  if (
-    "scanned" not in kind
-  ):  # a scan keeps no intermediates, but checks its carry
+  # A scan keeps no intermediates, but checks its carry.
+  if kind in ("ours", "t5x"):
     given = {found[path] for path in found.keys() - expected.keys()}
     if {rule.adapter.position for rule in model.rules} <= {"input", "output"}:
       assert given == {jnp.dtype("bfloat16")}
@@ -329,7 +333,7 @@ def test_bfloat16_activations_stay_bfloat16(kind, method):
     lambda adapter: steps.init_state(adapter, tx, jax.random.key(0), model),
     adapter,
   )
-  after, _ = jax.eval_shape(step, state, frozen, tiny.batch())
+  after, _ = jax.eval_shape(step, state, frozen, tiny.batch(model))
   assert tiny.spec(after.adapter) == tiny.spec(adapter)
 
 
@@ -399,6 +403,8 @@ def test_cached_decoding_equals_teacher_forcing(
 ):
   if style == "t5x" and "t5x" not in kind and method not in ("ia3", "prefix"):
     pytest.skip("two methods are enough to hold T5X's way to call our networks")
+  if kind == "decoder_only":
+    pytest.skip("see test_cached_text_equals_recomputation")
   if style == "ours" and kind.startswith("t5x"):
     pytest.skip("T5X's network keeps no keys and values of the encoder")
   if kind.startswith("t5x") and any(
@@ -416,27 +422,84 @@ def test_cached_decoding_equals_teacher_forcing(
   tiny.assert_close(found, expected)
 
 
+def whole_text(model, params, inputs, mask, following):
+  """Returns logits [B, N, V] that predict tokens [B, N] behind the inputs."""
+  tokens = jnp.concatenate([inputs, following], axis=1)
+  real = jnp.concatenate([mask, jnp.ones_like(following)], axis=1)
+  logits = tiny.logits(model)(
+    params,
+    {
+      "decoder_input_tokens": tokens,
+      "decoder_target_tokens": tokens,
+      "decoder_segment_ids": real,
+      "decoder_loss_weights": jnp.ones(tokens.shape),
+    },
+  )
+  width = inputs.shape[1]
+  last = width - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+  first = jnp.take_along_axis(logits, last[:, None, None], axis=1)
+  return jnp.concatenate([first, logits[:, width:-1]], axis=1)
+
+
+def test_cached_text_equals_recomputation(model, trees, kind):
+  """Rows padded on either side, read at once, then token by token."""
+  if kind != "decoder_only":
+    pytest.skip("an encoder-decoder reads its input otherwise")
+  batch = tiny.batch(model)
+  inputs, mask = batch["decoder_input_tokens"], batch["decoder_segment_ids"]
+  following = tiny.batch(model, seed=5)["decoder_input_tokens"][:, :5]
+  params = join(*trees)
+
+  @jax.jit
+  def run(params):
+    cache, current = decoding.prefill(model, params, inputs, mask, 5)
+    step = decoding.stepper(model, params, inputs, 5)
+
+    def body(carry, token):
+      cache, current = carry
+      logits, cache = step(cache, current)
+      return (cache, token), logits
+
+    _, logits = jax.lax.scan(body, (cache, current), following.T)
+    return jnp.swapaxes(logits, 0, 1)
+
+  expected = whole_text(model, params, inputs, mask, following)
+  tiny.assert_close(run(params), expected)
+
+
 def test_beam_search_scores_equal_teacher_forcing(model, trees, kind):
   """Every beam's score is the sum of its tokens' log-probabilities."""
-  if kind != "scanned":
-    pytest.skip("the scanned network stands for all: compiling takes long")
-  params, inputs = join(*trees), tiny.batch()["encoder_input_tokens"]
+  if kind not in ("scanned", "decoder_only"):
+    pytest.skip("scanned networks stand for all: compiling takes long")
+  params, batch = join(*trees), tiny.batch(model)
+  text = kind == "decoder_only"
+  mask = batch["decoder_segment_ids"] if text else None
+  inputs = batch["decoder_input_tokens" if text else "encoder_input_tokens"]
   tokens, scores = jax.jit(
-    lambda params, inputs: decoding.beam_search(
-      model, params, inputs, max_decode_length=5, length_penalty=0.0
+    lambda params, inputs, mask: decoding.beam_search(
+      model,
+      params,
+      inputs,
+      inputs_mask=mask,
+      max_decode_length=5,
+      length_penalty=0.0,
     )
-  )(params, inputs)
+  )(params, inputs, mask)
   assert tokens.shape == (4, 4, 5)
   for beam in range(4):
     targets = tokens[:, beam]
-    logits = tiny.logits(model)(
-      params,
-      {
-        "encoder_input_tokens": inputs,
-        "decoder_input_tokens": jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": jnp.ones_like(targets),
-      },
-    )
+    if text:
+      # The next token follows the last real one, wherever that stands.
+      logits = whole_text(model, params, inputs, mask, targets)
+    else:
+      logits = tiny.logits(model)(
+        params,
+        batch
+        | {
+          "decoder_input_tokens": jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+          "decoder_target_tokens": jnp.ones_like(targets),
+        },
+      )
     chances = jnp.take_along_axis(
       jax.nn.log_softmax(logits), targets[..., None], axis=-1
     )[..., 0]
@@ -458,7 +521,7 @@ def test_merged_equals_unmerged(model, network, trees):
   before = jax.tree.map(np.array, params)
   merged = merge(params, model)
   assert tiny.spec(merged) == tiny.spec(tiny.params(network))
-  batch = tiny.batch()
+  batch = tiny.batch(model)
   expected = tiny.logits(model)(params, batch)
   found = tiny.logits(network)(merged, batch)
   backbone = tiny.params(network)

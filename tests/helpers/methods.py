@@ -3,6 +3,8 @@
 A new method is one line: a name and its rules, written for T5X's module names.
 """
 
+import dataclasses
+
 from peft_jax import (
   IA3,
   BitFit,
@@ -92,6 +94,19 @@ METHODS = {
     Rule(r".*/mlp", Bottleneck(size=4, placement="parallel")),
   ),
 }
+
+
+def rules(name, network):
+  """Returns a method's rules: prompts stand in the network's first stack."""
+  config = getattr(network, "config", None)
+  if getattr(config, "num_encoder_layers", 1):
+    return METHODS[name]
+  moved = {"encoder": "decoder", r"encoder/layers_\d+": r"decoder/layers_\d+"}
+  return tuple(
+    dataclasses.replace(rule, pattern=moved.get(rule.pattern, rule.pattern))
+    for rule in METHODS[name]
+  )
+
 
 # Leaves that get no gradient at the first step, because what multiplies them is
 # zero at the start: LoRA's `b`, an adapter's `up`.

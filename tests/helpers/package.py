@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(peft_jax.__file__).parent
 CORE = (
   "_version",
   "sharding",
+  "networks",
   "adapters",
   "rules",
   "layout",
@@ -19,7 +20,6 @@ CORE = (
   "partition",
   "start",
   "reparametrization",
-  "networks",
   "optim",
   "losses",
   "decoding",

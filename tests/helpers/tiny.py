@@ -55,8 +55,28 @@ def t5x_scanned(**overrides):
   )
 
 
-def batch(*, rows=4, inputs=7, targets=5, padded=True, seed=0):
+def decoder_only(**overrides):
+  """Returns a LLaMA of two layers: rotary, grouped queries."""
+  options = {
+    "num_encoder_layers": 0,
+    "num_kv_heads": 1,
+    "attention_scale": 0.0,
+    "positions": "rotary",
+    "mlp_activations": ("silu", "linear"),
+  }
+  config = networks.TransformerConfig(**(SIZES | options | overrides))
+  return networks.from_config(config)
+
+
+def is_decoder_only(network):
+  """Whether the network, or the adapted one, has no encoder."""
+  return getattr(network.config, "num_encoder_layers", 1) == 0
+
+
+def batch(network=None, *, rows=4, inputs=7, targets=5, padded=True, seed=0):
   """Returns a batch of random tokens, its rows of different lengths."""
+  if network is not None and is_decoder_only(network):
+    return _text_batch(rows, inputs, padded, seed)
   rng = np.random.default_rng(seed)
   high = SIZES["vocab_size"]
   encoder = rng.integers(2, high, (rows, inputs), dtype=np.int32)
@@ -74,8 +94,50 @@ def batch(*, rows=4, inputs=7, targets=5, padded=True, seed=0):
   }
 
 
+def _text_batch(rows, length, padded, seed):
+  """Returns a decoder-only network's batch, padded on either side."""
+  rng = np.random.default_rng(seed)
+  tokens = rng.integers(2, SIZES["vocab_size"], (rows, length), dtype=np.int32)
+  real = np.ones((rows, length), np.int32)
+  if padded:
+    real[1, length - 2 :] = 0
+    real[2, :1] = 0
+  targets = np.concatenate([tokens[:, 1:], tokens[:, :1]], 1)
+  return {
+    "decoder_input_tokens": jnp.asarray(tokens),
+    "decoder_target_tokens": jnp.asarray(targets),
+    "decoder_segment_ids": jnp.asarray(real),
+    "decoder_loss_weights": jnp.asarray(real, jnp.float32),
+  }
+
+
+def question(network, tokens, answer):
+  """Returns a batch that repeats tokens [B, 1] and asks for an answer [B, 1].
+
+  What follows the answer is not asked for.
+  """
+  rows = tokens.shape[0]
+  repeated = jnp.broadcast_to(tokens, (rows, 7))
+  if is_decoder_only(network):
+    last = jnp.zeros((rows, 7)).at[:, -1].set(1.0)
+    return {
+      "decoder_input_tokens": repeated,
+      "decoder_target_tokens": jnp.broadcast_to(answer, (rows, 7)),
+      "decoder_segment_ids": jnp.ones((rows, 7), jnp.int32),
+      "decoder_loss_weights": last,
+    }
+  answers = jnp.broadcast_to(answer, (rows, 5))
+  return {
+    "encoder_input_tokens": repeated,
+    "decoder_input_tokens": jnp.pad(answers, ((0, 0), (1, 0)))[:, :-1],
+    "decoder_target_tokens": answers,
+    "decoder_loss_weights": jnp.zeros((rows, 5)).at[:, 0].set(1.0),
+  }
+
+
 def _init(model, key):
-  return model.init(key, **network_inputs(batch()), enable_dropout=False)
+  inputs = network_inputs(batch(model))
+  return model.init(key, **inputs, enable_dropout=False)
 
 
 @functools.cache
@@ -158,17 +220,7 @@ def taught(network, *, updates=300):
 
   def update(state, key):
     tokens = jax.random.randint(key, (16, 1), 2, SIZES["vocab_size"])
-    answer = jnp.broadcast_to(tokens, (16, 5))
-    return step(
-      state,
-      {},
-      {
-        "encoder_input_tokens": jnp.broadcast_to(tokens, (16, 7)),
-        "decoder_input_tokens": jnp.pad(answer, ((0, 0), (1, 0)))[:, :-1],
-        "decoder_target_tokens": answer,
-        "decoder_loss_weights": jnp.zeros((16, 5)).at[:, 0].set(1.0),
-      },
-    )
+    return step(state, {}, question(network, tokens, tokens))
 
   @jax.jit
   def train(params):
