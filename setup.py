@@ -39,6 +39,7 @@ _TRAIN = [
   "tensorflow-datasets>=4.9.10",
   "sentencepiece>=0.2",
   "tokenizers>=0.20",
+  "sacrebleu>=2.4",
   "gin-config>=0.5",
   "clu>=0.0.12",
   "tensorboard>=2.21",

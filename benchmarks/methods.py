@@ -23,7 +23,7 @@ import jax
 
 from peft_jax import sharding
 from peft_jax.train import config as configs
-from peft_jax.train import data, fisher, loop
+from peft_jax.train import data, features, fisher, loop
 from peft_jax.train.setup import setup
 from peft_jax.train.step import make_train_step
 
@@ -62,6 +62,7 @@ def compiled_step(method: str, directory: str) -> tuple[Any, list, int]:
         batch_size=config.batch_size,
         seed=0,
         max_examples=config.max_train_examples,
+        features=features.of(config, task),
       )
     )
     step = jax.jit(make_train_step(run.model, run.tx))

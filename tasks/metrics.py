@@ -67,6 +67,38 @@ def exact_match(
   }
 
 
+def bleu(
+  targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Returns corpus BLEU as sacreBLEU computes it (arXiv 1804.08771), 0 to 100.
+
+  Example:
+    >>> text = "a cat sat on the mat"
+    >>> round(bleu([[text, "a dog sat"]], [text])["bleu"], 1)
+    100.0
+
+  Args:
+    targets: the right texts of every prediction, one or several.
+    predictions: the model's texts, in the same order.
+
+  Raises:
+    MetricError: if the two differ in length, are empty, or a target has no
+      label.
+  """
+  import sacrebleu  # takes a second, and most tasks do not need it
+
+  _check(targets, predictions, metric="bleu")
+  texts = [[t] if isinstance(t, str) else list(t) for t in targets]
+  # sacreBLEU wants the first texts of all, then the second ones, ...
+  width = max(map(len, texts))
+  columns = [
+    [found[i] if i < len(found) else None for found in texts]
+    for i in range(width)
+  ]
+  score = sacrebleu.corpus_bleu(list(predictions), columns)  # pyright: ignore
+  return {"bleu": float(score.score)}
+
+
 def _percent_equal(targets: Sequence[Any], predictions: Sequence[Any]) -> float:
   equal = sum(
     bool(target == prediction)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import seqio
 
-from peft_jax.tasks import jsonl, quickstart, sources, superglue
+from peft_jax.tasks import jsonl, quickstart, sources, superglue, table2text
 
 _SPLITS = ("train", "validation", "test")
 
@@ -27,7 +27,7 @@ def prepare(
   Args:
     name: a registered task or mixture, or any name for own files.
     vocabulary: see `vocabularies.load`.
-    data_dir: for SuperGLUE the folder of the official files; for other names
+    data_dir: for SuperGLUE and E2E the folder of the official files; for others
       a folder with `train.jsonl` and `validation.jsonl` of `{"inputs",
       "targets"}` rows. Empty: TFDS.
     answer_choices: the only targets that own files may have.
@@ -45,6 +45,8 @@ def prepare(
       )
   elif name.startswith("superglue_"):
     _register_superglue(name, vocabulary=vocabulary, data_dir=data_dir)
+  elif name == table2text.E2E:
+    table2text.register(data_dir=data_dir, vocabulary=vocabulary)
   elif data_dir:
     files = {
       split: os.path.join(data_dir, f"{split}.jsonl") for split in _SPLITS

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 import gin
 import optax
@@ -49,6 +50,9 @@ class Config:
     warm_start: adapter directory or run to take weights from, at step 0.
     random_seed: of initialisation, dropout and shuffling.
     dropout: whether the network drops in training, at its own rate.
+    pack: whether several training examples share a row; not under a prompt.
+    loss_on: of decoder-only networks, see `features.Text`.
+    prefix_lm: of decoder-only networks, see `features.Text`.
     z_loss: see `losses.cross_entropy`.
     normalization: see `losses.Normalization`.
     lora_plus_ratio: see `optim.lora_plus`; 0: one learning rate for all.
@@ -89,6 +93,9 @@ class Config:
   warm_start: str = ""
   random_seed: int = 0
   dropout: bool = True
+  pack: bool = False
+  loss_on: Literal["targets", "all"] = "targets"
+  prefix_lm: bool = False
   z_loss: float = 0.0
   normalization: Normalization = "tokens"
   lora_plus_ratio: float = 0.0

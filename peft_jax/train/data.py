@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 from peft_jax.tasks import prepare
 from peft_jax.tasks.sources import DataError
 from peft_jax.train.config import Config, ConfigError
+from peft_jax.train.features import EncoderDecoder, Features
 
 Task = seqio.Task | seqio.Mixture
 
@@ -125,6 +126,7 @@ def train_batches(
   seed: int,
   max_examples: int = 0,
   start_step: int = 0,
+  features: Features | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this process's rows of every training batch, without end.
 
@@ -135,6 +137,7 @@ def train_batches(
     seed: of the shuffling.
     max_examples: uses only the first so many examples; 0: all.
     start_step: batches that an earlier run has already used.
+    features: of the network; default: an encoder-decoder's.
 
   Raises:
     DataError: if the split is empty.
@@ -144,16 +147,16 @@ def train_batches(
       "expected a single task with MAX_TRAIN_EXAMPLES, found the mixture"
       f" {task.name!r}. Limit its tasks instead."
     )
-  features = dict(lengths)
+  wanted = dict(lengths)
   if max_examples:
-    dataset = task.get_dataset(features, "train", shuffle=False, seed=seed)
+    dataset = task.get_dataset(wanted, "train", shuffle=False, seed=seed)
     dataset = dataset.take(max_examples).cache()
     dataset = dataset.shuffle(max_examples, seed=seed).repeat()
   else:
     dataset = task.get_dataset(
-      features, "train", shuffle=True, num_epochs=None, seed=seed
+      wanted, "train", shuffle=True, num_epochs=None, seed=seed
     )
-  dataset = _converter()(dataset, features)
+  dataset = (features or EncoderDecoder()).train(dataset, wanted)
   dataset = dataset.skip(start_step * batch_size).batch(
     batch_size, drop_remainder=True
   )
@@ -170,18 +173,35 @@ class EvalSet:
   Attributes:
     task: the task.
     examples: the raw examples, for post-processing.
-    features: feature -> [N, T] ids, cut and padded.
+    inputs: what `decoding` is given, all [N, S]; see `features`.
   """
 
   task: seqio.Task
   examples: list[Mapping[str, Any]]
-  features: Mapping[str, np.ndarray]
+  inputs: Mapping[str, np.ndarray]
+
+  @property
+  def eos_id(self) -> int:
+    """Id that ends an answer."""
+    return int(self.task.output_features["targets"].vocabulary.eos_id)
 
 
 def eval_sets(
-  task: Task, *, lengths: Mapping[str, int], split: str, max_examples: int = 0
+  task: Task,
+  *,
+  lengths: Mapping[str, int],
+  split: str,
+  max_examples: int = 0,
+  features: Features | None = None,
 ) -> list[EvalSet]:
   """Returns the evaluation examples of every task in a task or mixture.
+
+  Args:
+    task: a SeqIO task or mixture.
+    lengths: feature -> tokens.
+    split: the split to evaluate.
+    max_examples: only the first so many of each task; 0: all.
+    features: of the network; default: an encoder-decoder's.
 
   Raises:
     DataError: if no task has the split, or it is empty.
@@ -192,11 +212,18 @@ def eval_sets(
       f"expected a task of {task.name!r} with the split {split!r}, found"
       f" {sorted({s for p in _tasks(task) for s in p.splits})}. Set EVAL_SPLIT."
     )
-  return [_eval_set(part, lengths, split, max_examples) for part in parts]
+  features = features or EncoderDecoder()
+  return [
+    _eval_set(part, lengths, split, max_examples, features) for part in parts
+  ]
 
 
 def _eval_set(
-  task: seqio.Task, lengths: Mapping[str, int], split: str, max_examples: int
+  task: seqio.Task,
+  lengths: Mapping[str, int],
+  split: str,
+  max_examples: int,
+  features: Features,
 ) -> EvalSet:
   dataset = task.get_dataset(dict(lengths), split, shuffle=False)
   if max_examples:
@@ -206,11 +233,8 @@ def _eval_set(
     raise DataError(
       f"expected examples in split {split!r} of {task.name!r}, found none."
     )
-  converted = list(_converter()(dataset, dict(lengths)).as_numpy_iterator())
-  features = {
-    name: np.stack([row[name] for row in converted]) for name in converted[0]
-  }
-  return EvalSet(task=task, examples=examples, features=features)
+  inputs = features.inputs(examples, lengths)
+  return EvalSet(task=task, examples=examples, inputs=inputs)
 
 
 def padded_batches(
@@ -250,10 +274,6 @@ def to_devices(
 
 def _tasks(task: Task) -> list[seqio.Task]:
   return list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
-
-
-def _converter() -> seqio.EncDecFeatureConverter:
-  return seqio.EncDecFeatureConverter(pack=False)
 
 
 def _deterministic(dataset: Any) -> Any:

@@ -13,6 +13,8 @@ from peft_jax import decoding, partition, sharding
 from peft_jax.train import data
 from peft_jax.train.data import EvalSet
 
+Inputs = Mapping[str, jax.Array]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -34,42 +36,44 @@ class Evaluation:
 
 
 def make_predict(
-  model: Any, *, mesh: Mesh, max_decode_length: int
-) -> Callable[[Any, Any, jax.Array], jax.Array]:
-  """Returns the compiled (frozen, adapter, tokens [B, T]) -> ids [B, T].
+  model: Any, *, mesh: Mesh, max_decode_length: int, eos_id: int
+) -> Callable[[Any, Any, Inputs], jax.Array]:
+  """Returns the compiled (frozen, adapter, inputs) -> ids [B, T].
 
   Args:
     model: network with adapters, or a network with an empty adapter.
     mesh: the mesh the parameters are on.
     max_decode_length: number of tokens to decode.
+    eos_id: id that ends an answer.
   """
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-  def predict(frozen: Any, adapter: Any, tokens: jax.Array) -> jax.Array:
+  def predict(frozen: Any, adapter: Any, inputs: Inputs) -> jax.Array:
     return decoding.greedy(
       model,
       partition.join(frozen, adapter),
-      tokens,
+      **inputs,
       max_decode_length=max_decode_length,
+      eos_id=eos_id,
     )
 
   return predict
 
 
 def predict_tokens(
-  predict: Callable[[jax.Array], jax.Array],
-  tokens: np.ndarray,
+  predict: Callable[[Inputs], jax.Array],
+  inputs: Mapping[str, np.ndarray],
   *,
   batch_size: int,
   mesh: Mesh,
 ) -> np.ndarray:
-  """Returns the decoded ids [N, T] of inputs [N, S].
+  """Returns the decoded ids [N, T] of inputs, all [N, S].
 
   The result does not depend on the batch size: padding is masked everywhere.
 
   Args:
-    predict: [B, S] ids on the devices -> [B, T] ids.
-    tokens: [N, S] ids.
+    predict: inputs [B, S] on the devices -> [B, T] ids.
+    inputs: what `decoding.greedy` is given.
     batch_size: B.
     mesh: the mesh the batches are placed on.
   """
@@ -77,15 +81,15 @@ def predict_tokens(
   share = batch_size // jax.process_count()
   first = jax.process_index() * share
   decoded = []
-  for batch, real in data.padded_batches({"tokens": tokens}, batch_size):
-    own = {"tokens": batch["tokens"][first : first + share]}
-    ids = predict(data.to_devices(own, place)["tokens"])
+  for batch, real in data.padded_batches(inputs, batch_size):
+    own = {name: rows[first : first + share] for name, rows in batch.items()}
+    ids = predict(data.to_devices(own, place))
     decoded.append(np.asarray(ids)[:real])
   return np.concatenate(decoded)
 
 
 def evaluate(
-  predict: Callable[[jax.Array], jax.Array],
+  predict: Callable[[Inputs], jax.Array],
   eval_set: EvalSet,
   *,
   batch_size: int,
@@ -94,7 +98,7 @@ def evaluate(
   """Returns predictions and metrics on one task.
 
   Args:
-    predict: [B, S] ids on the devices -> [B, T] ids.
+    predict: inputs [B, S] on the devices -> [B, T] ids.
     eval_set: the examples.
     batch_size: B.
     mesh: the mesh the batches are placed on.
@@ -102,7 +106,7 @@ def evaluate(
   task = eval_set.task
   decoded = predict_tokens(
     predict,
-    eval_set.features["encoder_input_tokens"],
+    eval_set.inputs,
     batch_size=batch_size,
     mesh=mesh,
   )
@@ -137,7 +141,7 @@ def decode(vocabulary: Any, ids: np.ndarray) -> str:
   """
   kept = []
   for token in ids.tolist():
-    if token in (0, vocabulary.eos_id):
+    if token == vocabulary.eos_id:
       break
     kept.append(token)
   return vocabulary.decode(kept)

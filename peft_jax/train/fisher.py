@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from peft_jax import losses, partition, start
 from peft_jax.adapters.fish_mask import FishMask
-from peft_jax.train import data
+from peft_jax.train import data, features
 from peft_jax.train.config import Config, ConfigError
 from peft_jax.train.setup import Setup
 from peft_jax.train.step import network_inputs
@@ -41,6 +41,7 @@ def masked(run: Setup, config: Config, task: Any) -> Setup:
     batch_size=1,
     seed=config.random_seed,
     max_examples=config.max_train_examples,
+    features=features.of(config, task),
   )
   batches = [
     {name: jnp.asarray(x) for name, x in example.items()}

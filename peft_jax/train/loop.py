@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 
 from peft_jax import layout, partition, sharding
 from peft_jax import manifest as manifests
-from peft_jax.train import data, evaluate, fisher, report, run_dir
+from peft_jax.train import data, evaluate, features, fisher, report, run_dir
 from peft_jax.train.checkpoints import Checkpoints
 from peft_jax.train.config import Config, ConfigError, Resolved
-from peft_jax.train.evaluate import Evaluation
+from peft_jax.train.evaluate import Evaluation, Inputs
 from peft_jax.train.logs import RunLog, read_metrics
 from peft_jax.train.preemption import EXIT_CODE, Preemption
 from peft_jax.train.progress import Progress
@@ -80,6 +80,7 @@ def train(resolved: Resolved) -> Summary:
     lengths=config.task_feature_lengths,
     split=config.eval_split,
     max_examples=config.max_eval_examples,
+    features=features.of(config, task),
   )
 
   with sharding.use(mesh):
@@ -150,6 +151,7 @@ def _run(
     seed=config.random_seed,
     max_examples=config.max_train_examples,
     start_step=first,
+    features=features.of(config, task),
   )
   place = sharding.batch_sharding(mesh)
 
@@ -226,13 +228,14 @@ class Evaluator:
       self.run.model,
       mesh=self.mesh,
       max_decode_length=self.config.task_feature_lengths["targets"],
+      eos_id=self.eval_sets[0].eos_id,
     )
     object.__setattr__(self, "_predict", predict)
 
   def evaluate(self, adapter: Any) -> list[Evaluation]:
     """Returns one evaluation per task."""
     return self._evaluate(
-      lambda tokens: self._predict(self.run.frozen, adapter, tokens)
+      lambda inputs: self._predict(self.run.frozen, adapter, inputs)
     )
 
   def evaluate_frozen(self) -> list[Evaluation]:
@@ -244,13 +247,14 @@ class Evaluator:
       self.config.network,
       mesh=self.mesh,
       max_decode_length=self.config.task_feature_lengths["targets"],
+      eos_id=self.eval_sets[0].eos_id,
     )
     params = partition.join(self.run.frozen, self.run.state.adapter)
     backbone = partition.backbone_of(params, self.run.model)
-    return self._evaluate(lambda tokens: predict(backbone, {}, tokens))
+    return self._evaluate(lambda inputs: predict(backbone, {}, inputs))
 
   def _evaluate(
-    self, predict: Callable[[jax.Array], jax.Array]
+    self, predict: Callable[[Inputs], jax.Array]
   ) -> list[Evaluation]:
     return [
       evaluate.evaluate(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -26,7 +25,7 @@ from peft_jax.manifest import Manifest
 from peft_jax.rules import Rule
 from peft_jax.tasks import vocabularies
 from peft_jax.tasks.sources import DataError
-from peft_jax.train import checkpoints, data, evaluate
+from peft_jax.train import checkpoints, data, evaluate, features
 from peft_jax.train import config as configs
 from peft_jax.train.config import Config
 from peft_jax.train.evaluate import Evaluation
@@ -166,14 +165,16 @@ def evaluate_task(
     network: the network that takes them.
   """
   config = opened.config
+  task = data.get_task(config)
   sets = data.eval_sets(
-    data.get_task(config),
+    task,
     lengths=config.task_feature_lengths,
     split=config.eval_split,
     max_examples=config.max_eval_examples,
+    features=features.of(config, task),
   )
   with sharding.use(opened.mesh):
-    predict = _predict(opened, params, network)
+    predict = _predict(opened, sets[0].eos_id, params, network)
     return [
       evaluate.evaluate(
         predict,
@@ -185,14 +186,17 @@ def evaluate_task(
     ]
 
 
-def _predict(opened: Opened, params: Any = None, network: Any = None) -> Any:
+def _predict(
+  opened: Opened, eos_id: int, params: Any = None, network: Any = None
+) -> Any:
   compiled = evaluate.make_predict(
     opened.model if network is None else network,
     mesh=opened.mesh,
     max_decode_length=opened.config.task_feature_lengths["targets"],
+    eos_id=eos_id,
   )
   frozen, adapter = (params, {}) if params else (opened.frozen, opened.adapter)
-  return lambda tokens: compiled(frozen, adapter, tokens)
+  return lambda inputs: compiled(frozen, adapter, inputs)
 
 
 def infer(
@@ -205,15 +209,21 @@ def infer(
     rows: dicts with `inputs`, the text as the task's preprocessor makes it.
   """
   vocabulary = vocabularies.resolve(opened.config.vocabulary)
-  length = opened.config.task_feature_lengths["inputs"]
-  tokens = np.zeros((len(rows), length), np.int32)
-  for i, row in enumerate(rows):
-    ids = [*vocabulary.encode(row["inputs"])[: length - 1], vocabulary.eos_id]
-    tokens[i, : len(ids)] = ids
+  lengths = opened.config.task_feature_lengths
+  examples = [
+    {
+      "inputs": [
+        *vocabulary.encode(row["inputs"])[: lengths["inputs"] - 1],
+        vocabulary.eos_id,
+      ]
+    }
+    for row in rows
+  ]
+  asked = features.for_network(opened.config, vocabulary)
   with sharding.use(opened.mesh):
     decoded = evaluate.predict_tokens(
-      _predict(opened),
-      tokens,
+      _predict(opened, vocabulary.eos_id),
+      asked.inputs(examples, lengths),
       batch_size=opened.config.eval_batch_size,
       mesh=opened.mesh,
     )

@@ -22,6 +22,7 @@ _NETWORK_INPUTS = (
   "decoder_segment_ids",
   "encoder_positions",
   "decoder_positions",
+  "decoder_causal_attention",
 )
 
 

@@ -1,0 +1,198 @@
+"""From a task's tokens to what a network is called with.
+
+An encoder-decoder reads the inputs and is asked for the targets. A decoder-only
+network reads both as one text: begin, inputs, targets, end.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import seqio
+import tensorflow as tf
+
+from peft_jax.train.config import Config, ConfigError
+
+Dataset = tf.data.Dataset
+LossOn = Literal["targets", "all"]
+
+_TEXT = ("decoder_input_tokens", "decoder_target_tokens")
+
+
+class Features(Protocol):
+  """Turns a dataset of `inputs` and `targets` into a network's features."""
+
+  def train(self, dataset: Dataset, lengths: Mapping[str, int]) -> Dataset:
+    """Returns rows of one length, for training."""
+    ...
+
+  def inputs(
+    self, examples: list[Mapping[str, Any]], lengths: Mapping[str, int]
+  ) -> dict[str, np.ndarray]:
+    """Returns what `decoding` continues or answers, all [N, S]."""
+    ...
+
+
+def of(config: Config, task: Any) -> Features:
+  """Returns the features of a run's network, see `for_network`."""
+  vocabulary = task.output_features["targets"].vocabulary
+  return for_network(config, vocabulary)
+
+
+def for_network(config: Config, vocabulary: seqio.Vocabulary) -> Features:
+  """Returns the features of a run's network.
+
+  Args:
+    config: the run's.
+    vocabulary: of inputs and targets.
+
+  Raises:
+    ConfigError: for settings of decoder-only networks with another.
+  """
+  network = config.network.config
+  if getattr(network, "num_encoder_layers", 1):
+    if config.loss_on != "targets" or config.prefix_lm:
+      raise ConfigError(
+        "expected LOSS_ON = 'targets' and PREFIX_LM = False with an encoder-"
+        f"decoder, found {config.loss_on!r} and {config.prefix_lm}."
+      )
+    return EncoderDecoder(pack=config.pack)
+  return Text(
+    begin=begin_id(vocabulary),
+    end=vocabulary.eos_id,
+    loss_on=config.loss_on,
+    prefix_lm=config.prefix_lm,
+    pack=config.pack,
+  )
+
+
+def begin_id(vocabulary: seqio.Vocabulary) -> int:
+  """Returns the id that a text begins with: begin, or end if there is none."""
+  try:
+    begin = vocabulary.bos_id
+  except NotImplementedError:
+    begin = None
+  if begin is None or begin < 0:
+    begin = vocabulary.eos_id
+  return int(begin or 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderDecoder:
+  """As SeqIO has it.
+
+  Attributes:
+    pack: whether several examples share a row in training.
+  """
+
+  pack: bool = False
+
+  def train(self, dataset: Dataset, lengths: Mapping[str, int]) -> Dataset:
+    """Returns rows of `encoder_*` and `decoder_*` features."""
+    converter = seqio.EncDecFeatureConverter(pack=self.pack)
+    return converter(dataset, dict(lengths))
+
+  def inputs(
+    self, examples: list[Mapping[str, Any]], lengths: Mapping[str, int]
+  ) -> dict[str, np.ndarray]:
+    """Returns `inputs` [N, S], padded with 0."""
+    tokens = np.zeros((len(examples), lengths["inputs"]), np.int32)
+    for row, example in enumerate(examples):
+      ids = np.asarray(example["inputs"])[: lengths["inputs"]]
+      tokens[row, : len(ids)] = ids
+    return {"inputs": tokens}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+  """One text of inputs and targets, for decoder-only networks.
+
+  Attributes:
+    begin: id in front of every text.
+    end: id that ends a text; that of the inputs is taken away.
+    loss_on: 'targets', the answer alone, or 'all', the inputs too, as
+      LLM-Adapters does by default.
+    prefix_lm: whether the inputs see one another in both directions.
+    pack: whether several texts share a row in training.
+  """
+
+  begin: int
+  end: int
+  loss_on: LossOn = "targets"
+  prefix_lm: bool = False
+  pack: bool = False
+
+  def train(self, dataset: Dataset, lengths: Mapping[str, int]) -> Dataset:
+    """Returns rows of `decoder_*` features, inputs + targets long."""
+    total = lengths["inputs"] + lengths["targets"]
+    rows = dataset.map(
+      lambda example: self._text(example, lengths), tf.data.AUTOTUNE
+    )
+    if self.pack:
+      return self._packed(rows, total)
+    return rows.map(
+      lambda row: {
+        name: tf.pad(x, [[0, total - tf.shape(x)[0]]])
+        for name, x in row.items()
+      }
+    ).map(lambda row: {k: tf.ensure_shape(v, [total]) for k, v in row.items()})
+
+  def _text(
+    self, example: Mapping[str, tf.Tensor], lengths: Mapping[str, int]
+  ) -> dict[str, tf.Tensor]:
+    """Returns one text, not padded."""
+    inputs = tf.cast(example["inputs"], tf.int32)
+    # A task ends its inputs for T5; here the text goes on.
+    inputs = tf.cond(
+      tf.logical_and(tf.size(inputs) > 0, inputs[-1] == self.end),
+      lambda: inputs[:-1],
+      lambda: inputs,
+    )[: lengths["inputs"]]
+    targets = tf.cast(example["targets"], tf.int32)[: lengths["targets"]]
+    tokens = tf.concat([inputs, targets], 0)
+    asked = tf.zeros_like(inputs) + int(self.loss_on == "all")
+    row = {
+      "decoder_input_tokens": tf.concat([[self.begin], tokens[:-1]], 0),
+      "decoder_target_tokens": tokens,
+      "decoder_loss_weights": tf.concat([asked, tf.ones_like(targets)], 0),
+    }
+    if self.prefix_lm:
+      seen = tf.concat([[1], tf.ones_like(inputs)], 0)
+      rest = tf.zeros_like(targets)
+      row["decoder_causal_attention"] = tf.concat([seen, rest], 0)[
+        : tf.size(tokens)
+      ]
+    return row
+
+  def _packed(self, rows: Dataset, total: int) -> Dataset:
+    """Puts several texts into a row, each a segment of its own."""
+    # SeqIO takes 0 for padding, which may be a real token or a weight here.
+    shifted = rows.map(lambda row: {k: v + 1 for k, v in row.items()})
+    lengths = dict.fromkeys(rows.element_spec, total)
+    packed = seqio.utils.trim_and_pack_dataset(shifted, lengths)
+
+    def finish(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+      found = {
+        name: tf.maximum(tf.cast(row[name], tf.int32) - 1, 0)
+        for name in lengths
+      }
+      first = "decoder_input_tokens"
+      found["decoder_segment_ids"] = row[f"{first}_segment_ids"]
+      found["decoder_positions"] = row[f"{first}_positions"]
+      return found
+
+    return packed.map(finish)
+
+  def inputs(
+    self, examples: list[Mapping[str, Any]], lengths: Mapping[str, int]
+  ) -> dict[str, np.ndarray]:
+    """Returns `inputs` and `inputs_mask`, [N, 1 + S], padded behind."""
+    shape = (len(examples), 1 + lengths["inputs"])
+    tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, example in enumerate(examples):
+      ids = np.asarray(example["inputs"])
+      ids = ids[:-1] if len(ids) and ids[-1] == self.end else ids
+      ids = [self.begin, *ids[: lengths["inputs"]]]
+      tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
+    return {"inputs": tokens, "inputs_mask": mask}
