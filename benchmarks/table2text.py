@@ -202,8 +202,8 @@ def check_the_rest(
 def main() -> None:
   """Trains and prints."""
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-  parser.add_argument("--model", required=True, metavar="hf:DIR")
-  parser.add_argument("--data_dir", required=True)
+  parser.add_argument("--model", metavar="hf:DIR")
+  parser.add_argument("--data_dir")
   parser.add_argument("--methods", nargs="+", default=list(METHODS))
   parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--batch_size", type=int, default=8)
@@ -212,6 +212,9 @@ def main() -> None:
   parser.add_argument("--examples", type=int, default=64)
   parser.add_argument("--json", type=pathlib.Path)
   args = parser.parse_args()
+  if not args.model or not args.data_dir:  # `make bench` runs every script
+    print("needs --model hf:DIR and --data_dir DIR: nothing was measured")
+    return
   setting = prepare(args)
   frozen = validation_loss(setting, setting.network, setting.backbone)
   said = texts(setting, setting.network, setting.backbone)

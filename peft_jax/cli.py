@@ -392,7 +392,7 @@ def _count(model_name: str, adapter_name: str) -> dict[str, int | float]:
   from peft_jax.train import config
   from peft_jax.train.setup import shapes_of
 
-  rules = config.read_adapters(_named("adapters", adapter_name), model_name)
+  rules = config.read_adapters(_named("adapters", adapter_name))
   model = Adapted(networks.create(model_name), rules)
   return partition.counts(shapes_of(model)["params"], model)
 

@@ -28,6 +28,7 @@ from peft_jax.rules import (
   check_coverage,
   claimants,
   flatten,
+  resolve,
 )
 
 _INTERCEPTED = ("__call__", "attend")
@@ -68,7 +69,8 @@ class Adapted:
   rules: Sequence[Rule] = ()
 
   def __post_init__(self) -> None:
-    object.__setattr__(self, "rules", flatten(self.rules))
+    rules = [resolve(rule, self._depths) for rule in flatten(self.rules)]
+    object.__setattr__(self, "rules", tuple(rules))
 
   def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
     """Returns the variables; as `network.init`.
@@ -223,11 +225,18 @@ class Adapted:
     return result
 
   @property
+  def _depths(self) -> dict[str, int]:
+    """Stack -> number of its layers."""
+    config = getattr(self.network, "config", None)
+    return {
+      stack: getattr(config, f"num_{stack}_layers", 1)
+      for stack in ("encoder", "decoder")
+    }
+
+  @property
   def _first_stack(self) -> str:
     """The stack that reads the input."""
-    config = getattr(self.network, "config", None)
-    only = getattr(config, "num_encoder_layers", 1) == 0
-    return "decoder" if only else "encoder"
+    return "encoder" if self._depths["encoder"] else "decoder"
 
   def _prefixes_at(self, path: str) -> list[Rule]:
     return [
@@ -254,12 +263,7 @@ class Adapted:
 
   def layer_paths(self, path: str) -> list[str]:
     """Returns the per-layer paths that a module's path stands for."""
-    config = getattr(self.network, "config", None)
-    num_layers = {
-      stack: getattr(config, f"num_{stack}_layers", 1)
-      for stack in ("encoder", "decoder")
-    }
-    return layout.layer_paths(path, num_layers)
+    return layout.layer_paths(path, self._depths)
 
   def _trace(self, values: Mapping[str, Any] | None) -> Trace:
     return Trace(values=values, slots=self.slots, shifts=self.shifts)

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from peft_jax.adapters.base import Adapter
 
@@ -17,6 +17,9 @@ TARGETS: dict[str, str] = {
   "mlp_out": r".*mlp/wo",
   "all_linear": r".*(attention/(query|key|value|out)|mlp/(wi|wi_\d+|wo))",
 }
+
+# Targets that depend on the network: see `resolve`.
+RESOLVED = ("first_stack", "first_stack_layers", "top_layers:K")
 
 
 class TargetError(ValueError):
@@ -37,7 +40,7 @@ class Rule:
 
   Attributes:
     pattern: a regular expression that must match the whole '/'-joined path of
-      the module, or a name of `TARGETS`.
+      the module, or a name of `TARGETS` or of `RESOLVED`.
     adapter: the method and its hyper-parameters.
     name: scope of its parameters under the site; default: the method's name.
       Two rules may share a site only under different names.
@@ -69,7 +72,8 @@ class Rule:
       re.compile(self.regex)
     except re.error as error:
       raise TargetError(
-        f"expected a regular expression or a name of {sorted(TARGETS)}, found"
+        "expected a regular expression or a name of"
+        f" {sorted((*TARGETS, *RESOLVED))}, found"
         f" {self.pattern!r}: {error}."
       ) from error
 
@@ -83,24 +87,49 @@ class Rule:
     return re.fullmatch(self.regex, path) is not None
 
 
-def top_layers(*, k: int, num_layers: int) -> str:
-  """Returns the pattern of all parameters of the last k layers of each stack.
+def resolve(rule: Rule, num_layers: Mapping[str, int]) -> Rule:
+  r"""Returns the rule with a target that depends on the network written out.
+
+  `first_stack` is the stack that reads the input, `first_stack_layers` its
+  layers, `top_layers:K` all parameters of the last K layers of each stack.
 
   Example:
-    >>> top_layers(k=2, num_layers=24)
-    '(encoder|decoder)/layers_(22|23)/.*'
+    >>> from peft_jax.adapters import Prompt, Unfreeze
+    >>> depth = {"encoder": 0, "decoder": 24}
+    >>> resolve(Rule("first_stack", Prompt()), depth).pattern
+    'decoder'
+    >>> resolve(Rule("top_layers:2", Unfreeze()), depth).pattern
+    '(decoder/layers_(22|23))/.*'
 
   Args:
-    k: number of layers, counted from the output.
-    num_layers: number of layers of each stack.
+    rule: any rule; others are returned as they are.
+    num_layers: stack -> number of layers, 0 where there is no such stack.
 
   Raises:
-    TargetError: unless 0 < k <= num_layers.
+    TargetError: for K that is no number of layers of every stack.
   """
-  if not 0 < k <= num_layers:
-    raise TargetError(f"expected 1 to {num_layers} top layers, found k={k}.")
-  numbers = "|".join(str(i) for i in range(num_layers - k, num_layers))
-  return rf"(encoder|decoder)/layers_({numbers})/.*"
+  stacks = {name: count for name, count in num_layers.items() if count}
+  first = next(iter(stacks), "encoder")
+  patterns = {
+    "first_stack": first,
+    "first_stack_layers": rf"{first}/layers_\d+",
+  }
+  if rule.pattern in patterns:
+    return dataclasses.replace(rule, pattern=patterns[rule.pattern])
+  match = re.fullmatch(r"top_layers:(\d+)", rule.pattern)
+  if not match:
+    return rule
+  k = int(match[1])
+  shallowest = min(stacks.values(), default=0)
+  if not 0 < k <= shallowest:
+    raise TargetError(
+      f"expected 1 to {shallowest} top layers, found {rule.pattern!r}."
+    )
+  parts = []
+  for stack, count in stacks.items():
+    numbers = "|".join(str(i) for i in range(count - k, count))
+    parts.append(f"{stack}/layers_({numbers})")
+  return dataclasses.replace(rule, pattern=f"({'|'.join(parts)})/.*")
 
 
 def flatten(rules: Iterable[Rule | Sequence]) -> tuple[Rule, ...]:
@@ -150,7 +179,8 @@ def check_coverage(
     raise TargetError(
       f"pattern {rule.pattern!r} matched 0 of {len(candidates)} {kind}."
       " Patterns are full-match regular expressions over '/'-joined paths, or"
-      f" one of {sorted(TARGETS)}. Nearest: {', '.join(nearest) or 'none'}."
+      f" one of {sorted((*TARGETS, *RESOLVED))}. Nearest:"
+      f" {', '.join(nearest) or 'none'}."
     )
 
 

@@ -51,8 +51,13 @@ def pytest_configure(config):
   )
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-  """Skips the tests of T5X where it is not installed."""
+  """Keeps each file on one worker, and skips T5X's where it is missing."""
+  for item in items:
+    # What one test compiled, its neighbours need not.
+    if not item.get_closest_marker("xdist_group"):
+      item.add_marker(pytest.mark.xdist_group(item.path.name))
   missing = [n for n in T5X_PACKAGES if importlib.util.find_spec(n) is None]
   for item in items:
     if item.get_closest_marker("t5x"):

@@ -8,7 +8,6 @@ from peft_jax.networks.sizes import (
   create,
   default_dtype,
   from_config,
-  num_layers,
 )
 
 __all__ = [
@@ -20,5 +19,4 @@ __all__ = [
   "create",
   "default_dtype",
   "from_config",
-  "num_layers",
 ]

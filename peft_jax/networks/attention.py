@@ -135,6 +135,9 @@ class Attention(nn.Module):
       dtype=self.dtype,
       name=name,
     )(x)
+    if heads != self.num_heads:
+      # Shared heads may be fewer than the devices that split the others.
+      return projected
     return sharding.constrain(projected, ("batch", "length", "heads", "kv"))
 
   def _placed(self, name: str, x: Array, positions: Array | None) -> Array:

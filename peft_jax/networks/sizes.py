@@ -79,19 +79,6 @@ def default_dtype() -> Any:
   return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def num_layers(name: str) -> int:
-  """Returns the number of layers of each stack of a published size.
-
-  Example:
-    >>> num_layers("t5_1_1_xl")
-    24
-
-  Raises:
-    ValueError: as `create`.
-  """
-  return create(name).config.num_decoder_layers
-
-
 def from_config(config: TransformerConfig) -> EncoderDecoder | DecoderOnly:
   """Returns the network of a configuration.
 

@@ -233,9 +233,7 @@ def resolve(
   )
 
 
-def read_adapters(
-  gin_file: str, model_name: str = "tiny"
-) -> Sequence[Rule | Sequence]:
+def read_adapters(gin_file: str) -> Sequence[Rule | Sequence]:
   """Returns the rules of one adapter file.
 
   Example:
@@ -244,10 +242,8 @@ def read_adapters(
 
   Args:
     gin_file: path, relative to the package's own folder.
-    model_name: for patterns that depend on the network's depth.
   """
   gin.clear_config()
-  gin.parse_config(f"MODEL_NAME = {model_name!r}")
   gin.parse_config_file(str(find_file(gin_file, [gin_directory()])))
   gin.parse_config(
     "from __gin__ import dynamic_registration\n"

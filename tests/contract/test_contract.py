@@ -327,6 +327,8 @@ def test_bfloat16_activations_stay_bfloat16(kind, method):
     given = {found[path] for path in found.keys() - expected.keys()}
     if {rule.adapter.position for rule in model.rules} <= {"input", "output"}:
       assert given == {jnp.dtype("bfloat16")}
+  if kind not in ("ours", "t5x"):
+    return  # what follows does not depend on how layers are kept
   # An adapter is kept, and differentiated, in float32.
   tx, step = train_step(model)
   state = jax.eval_shape(
@@ -467,10 +469,12 @@ def test_cached_text_equals_recomputation(model, trees, kind):
   tiny.assert_close(run(params), expected)
 
 
-def test_beam_search_scores_equal_teacher_forcing(model, trees, kind):
+def test_beam_search_scores_equal_teacher_forcing(model, trees, kind, method):
   """Every beam's score is the sum of its tokens' log-probabilities."""
   if kind not in ("scanned", "decoder_only"):
     pytest.skip("scanned networks stand for all: compiling takes long")
+  if kind == "decoder_only" and method not in ("prompt", "all_together"):
+    pytest.skip("two methods are enough to hold that beams share a text")
   params, batch = join(*trees), tiny.batch(model)
   text = kind == "decoder_only"
   mask = batch["decoder_segment_ids"] if text else None

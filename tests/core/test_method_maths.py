@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_jax import (
+  IA3,
   Adapted,
   BitFit,
   Bottleneck,
@@ -39,7 +40,7 @@ from peft_jax import (
 )
 from peft_jax.adapters import Site, fish_mask, intrinsic_said
 from peft_jax.networks.attention import Attention
-from peft_jax.rules import TargetError, top_layers
+from peft_jax.rules import TargetError, resolve
 
 # The attention output: two input axes, one output axis. A query: the reverse.
 AXES = {"input_axis": "embed", "output_axis": "joined_kv"}
@@ -736,16 +737,27 @@ def test_lora_plus_speeds_up_the_second_factor():
     tx.init({"key": params["key"]})
 
 
-def test_top_layers():
-  rule = Rule(top_layers(k=2, num_layers=12), Unfreeze())
-  for stack in ("encoder", "decoder"):
-    for layer in range(12):
+def test_targets_that_depend_on_the_network():
+  depths = {"encoder": 12, "decoder": 10}
+  rule = resolve(Rule("top_layers:2", Unfreeze()), depths)
+  for stack, depth in depths.items():
+    for layer in range(depth):
       path = f"{stack}/layers_{layer}/mlp/wo/kernel"
-      assert rule.matches(path) == (layer >= 10)
+      assert rule.matches(path) == (layer >= depth - 2)
     assert not rule.matches(f"{stack}/{stack}_norm/scale")
-  for k in (0, -1, 13):
-    with pytest.raises(TargetError, match=f"1 to 12 top layers, found k={k}"):
-      top_layers(k=k, num_layers=12)
+  for k in (0, 11):
+    with pytest.raises(
+      TargetError, match=f"1 to 10 top layers, found 'top_layers:{k}'"
+    ):
+      resolve(Rule(f"top_layers:{k}", Unfreeze()), depths)
+  only = {"encoder": 0, "decoder": 3}
+  for stacks, first in ((depths, "encoder"), (only, "decoder")):
+    prompt = Rule("first_stack", Prompt())
+    assert resolve(prompt, stacks).pattern == first
+    deep = resolve(Rule("first_stack_layers", DeepPrompt()), stacks)
+    assert deep.matches(f"{first}/layers_2")
+  plain = Rule("kv", IA3())
+  assert resolve(plain, depths) is plain
 
 
 POSITIVE = {
