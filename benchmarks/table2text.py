@@ -55,7 +55,6 @@ METHODS = {
   "parallel": [Rule(".*mlp", Bottleneck(size=16, placement="parallel"))],
   "full": [Rule(".*", Unfreeze())],
 }
-RATES = (1e-3, 1e-2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,6 +204,7 @@ def main() -> None:
   parser.add_argument("--model", metavar="hf:DIR")
   parser.add_argument("--data_dir")
   parser.add_argument("--methods", nargs="+", default=list(METHODS))
+  parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 1e-2])
   parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--batch_size", type=int, default=8)
   parser.add_argument("--inputs", type=int, default=128)
@@ -230,7 +230,7 @@ def main() -> None:
   ]
   for name in args.methods:
     tried = []
-    for rate in RATES:
+    for rate in args.rates:
       model, params = train(setting, METHODS[name], rate)
       loss = validation_loss(setting, model, params)
       print(f"{name} {rate:g}: {loss:.4f}", flush=True)

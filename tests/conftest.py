@@ -69,6 +69,30 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def forget():
+  """Drops what was compiled before there is too much of it.
+
+  Each program takes some memory maps, and Linux gives a process 65,530 of them;
+  without one, LLVM ends the process.
+  """
+  yield
+  _finished[0] += 1
+  if _finished[0] % 20 == 0 and _memory_maps() > 25_000:
+    jax.clear_caches()
+
+
+_finished = [0]
+
+
+def _memory_maps():
+  try:
+    with open("/proc/self/maps", "rb") as file:
+      return sum(1 for _ in file)
+  except OSError:  # not on Linux
+    return 0
+
+
+@pytest.fixture(autouse=True)
 def promotion(request):
   """Lets the code of T5X promote dtypes and ranks."""
   with contextlib.ExitStack() as stack:
