@@ -26,7 +26,6 @@ class _Loop(NamedTuple):
   current: Array  # [B] input of the next step
   finished: Array  # [B] bool
   cache: Any
-  key: Array | None  # of what is drawn
 
 
 class _Pool(NamedTuple):
@@ -143,13 +142,13 @@ def greedy(
       given a mask.
   """
 
-  def choose(logits: Array, key: None) -> Array:
-    del key
+  def choose(logits: Array, index: Array) -> Array:
+    del index
     return jnp.argmax(logits, axis=-1)
 
-  start = _begin(model, params, inputs, inputs_mask, max_decode_length)
+  cache, first = _begin(model, params, inputs, inputs_mask, max_decode_length)
   step = stepper(model, params, inputs, max_decode_length)
-  return _generate(step, *start, choose, max_decode_length, eos_id, None)
+  return _generate(step, cache, first, choose, max_decode_length, eos_id)
 
 
 def sample(
@@ -202,17 +201,18 @@ def sample(
   if not 0 < top_p <= 1:
     raise ValueError(f"expected top_p in (0, 1], found {top_p}.")
 
-  def choose(logits: Array, key: Array) -> Array:
+  def choose(logits: Array, index: Array) -> Array:
     kept = _likely(logits / temperature, top_k, top_p)
+    drawn = jax.random.fold_in(key, index)
     # One key per row: a row of a larger batch draws the same.
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(
+    keys = jax.vmap(functools.partial(jax.random.fold_in, drawn))(
       jnp.arange(logits.shape[0])
     )
     return jax.vmap(jax.random.categorical)(keys, kept)
 
-  start = _begin(model, params, inputs, inputs_mask, max_decode_length)
+  cache, first = _begin(model, params, inputs, inputs_mask, max_decode_length)
   step = stepper(model, params, inputs, max_decode_length)
-  return _generate(step, *start, choose, max_decode_length, eos_id, key)
+  return _generate(step, cache, first, choose, max_decode_length, eos_id)
 
 
 def _likely(logits: Array, top_k: int, top_p: float) -> Array:
@@ -234,12 +234,11 @@ def _generate(
   step: _Step,
   cache: Any,
   current: Array,
-  choose: Callable[[Array, Any], Array],
+  choose: Callable[[Array, Array], Array],
   max_decode_length: int,
   eos_id: Ids,
-  key: Array | None,
 ) -> Array:
-  """Returns [B, T] ids; `choose` takes logits [B, V] and a key to ids [B]."""
+  """Returns [B, T] ids; `choose` takes logits [B, V] and t to ids [B]."""
   batch = current.shape[0]
 
   def running(loop: _Loop) -> Array:
@@ -247,8 +246,7 @@ def _generate(
 
   def advance(loop: _Loop) -> _Loop:
     logits, cache = step(loop.cache, loop.current)
-    drawn = None if key is None else jax.random.fold_in(key, loop.index)
-    best = choose(logits, drawn).astype(jnp.int32)
+    best = choose(logits, loop.index).astype(jnp.int32)
     best = jnp.where(loop.finished, 0, best)
     return _Loop(
       index=loop.index + 1,
@@ -256,7 +254,6 @@ def _generate(
       current=best,
       finished=loop.finished | _is_end(best, eos_id),
       cache=cache,
-      key=loop.key,
     )
 
   start = _Loop(
@@ -265,7 +262,6 @@ def _generate(
     current=current,
     finished=jnp.zeros((batch,), bool),
     cache=cache,
-    key=key,
   )
   return jax.lax.while_loop(running, advance, start).tokens
 

@@ -268,13 +268,8 @@ def _fused(name: str, kind: Literal["blocks", "heads"]) -> dict[str, Module]:
   }
 
 
-def _gpt2_fields(config: Mapping[str, Any]) -> Fields:
-  _refuse(
-    config,
-    scale_attn_by_inverse_layer_idx=False,
-    scale_attn_weights=True,
-    add_cross_attention=False,
-  )
+def _gpt_fields(config: Mapping[str, Any]) -> Fields:
+  """What GPT-2's and GPT-J's configurations have in common."""
   size = config["n_embd"]
   return {
     "vocab_size": config["vocab_size"],
@@ -285,36 +280,35 @@ def _gpt2_fields(config: Mapping[str, Any]) -> Fields:
     "num_decoder_layers": config["n_layer"],
     "mlp_activations": (_activation(config["activation_function"]),),
     "mlp_bias": True,
-    "attention_bias": "all",
     "norm": "layer",
     "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
-    "positions": "learned",
-    "max_positions": config["n_positions"],
-    "dropout_rate": config.get("resid_pdrop", 0.1),
-    "logits_via_embedding": config.get("tie_word_embeddings", True),
     "logits_scale": 1.0,
   }
 
 
+def _gpt2_fields(config: Mapping[str, Any]) -> Fields:
+  _refuse(
+    config,
+    scale_attn_by_inverse_layer_idx=False,
+    scale_attn_weights=True,
+    add_cross_attention=False,
+  )
+  return _gpt_fields(config) | {
+    "attention_bias": "all",
+    "positions": "learned",
+    "max_positions": config["n_positions"],
+    "dropout_rate": config.get("resid_pdrop", 0.1),
+    "logits_via_embedding": config.get("tie_word_embeddings", True),
+  }
+
+
 def _gptj_fields(config: Mapping[str, Any]) -> Fields:
-  size, tied = config["n_embd"], config.get("tie_word_embeddings", False)
-  return {
-    "vocab_size": config["vocab_size"],
-    "emb_dim": size,
-    "num_heads": config["n_head"],
-    "head_dim": size // config["n_head"],
-    "mlp_dim": config.get("n_inner") or 4 * size,
-    "num_decoder_layers": config["n_layer"],
-    "mlp_activations": (_activation(config["activation_function"]),),
-    "mlp_bias": True,
-    "norm": "layer",
-    "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
+  return _gpt_fields(config) | {
     "block": "parallel",
     "positions": "rotary",
     "rotary": Rotary(dim=config.get("rotary_dim") or 0, interleaved=True),
     "dropout_rate": config.get("resid_pdrop", 0.0),
-    "logits_via_embedding": tied,
-    "logits_scale": 1.0,
+    "logits_via_embedding": config.get("tie_word_embeddings", False),
     "logits_bias": True,
   }
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 
@@ -13,15 +13,14 @@ Block = Literal["pre_norm", "post_norm", "parallel"]
 Positions = Literal[
   "relative", "relative_per_layer", "learned", "rotary", "alibi"
 ]
+Biases = Literal["none", "qkv", "all"]
 Scaling = Literal["none", "linear", "llama3", "yarn"]
 
 _CHOICES = {
-  "norm": ("rms", "layer"),
-  "block": ("pre_norm", "post_norm", "parallel"),
-  "attention_bias": ("none", "qkv", "all"),
-  "positions": (
-    *("relative", "relative_per_layer", "learned", "rotary", "alibi"),
-  ),
+  "norm": get_args(Norm),
+  "block": get_args(Block),
+  "attention_bias": get_args(Biases),
+  "positions": get_args(Positions),
   "remat": REMAT_POLICIES,
 }
 
@@ -137,7 +136,7 @@ class TransformerConfig:
   num_decoder_layers: int = 8
   mlp_activations: tuple[str, ...] = ("gelu", "linear")
   mlp_bias: bool = False
-  attention_bias: Literal["none", "qkv", "all"] = "none"
+  attention_bias: Biases = "none"
   attention_scale: float = 1.0
   qk_norm: bool = False
   norm: Norm = "rms"
