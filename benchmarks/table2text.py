@@ -49,7 +49,7 @@ from peft_jax.train.step import init_state, make_train_step, network_inputs
 METHODS = {
   "lora": [Rule("all_linear", LoRA(rank=8, alpha=16))],
   "ia3": [Rule("kv", IA3()), Rule("mlp_out", IA3(side="input"))],
-  "prefix": [Rule(".*attention", Prefix(length=10, hidden_size=0))],
+  "prefix": [Rule(".*attention", Prefix(length=10, hidden_size=64))],
   "prompt": [Rule("decoder", Prompt(length=20))],
   "series": [Rule(".*(attention|mlp)", Bottleneck(size=16))],
   "parallel": [Rule(".*mlp", Bottleneck(size=16, placement="parallel"))],

@@ -1,6 +1,7 @@
 """The command line: peft-jax train | eval | infer | export | import | ..."""
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -81,11 +82,13 @@ def _parser() -> argparse.ArgumentParser:
   evaluate = add("eval", _eval, "evaluate a trained adapter on its task")
   evaluate.add_argument("adapter", help="a run or an exported adapter")
   evaluate.add_argument("--output", metavar="FILE", help="predictions, JSONL")
+  _add_decoding_arguments(evaluate)
 
   infer = add("infer", _infer, "answer JSON-lines rows with an adapter")
   infer.add_argument("adapter", help="a run or an exported adapter")
   infer.add_argument("--input", required=True, help='rows {"inputs": "..."}')
   infer.add_argument("--output", required=True, help="rows with prediction")
+  _add_decoding_arguments(infer)
 
   export = add("export", _export, "write an adapter as Orbax, numpy, manifest")
   export.add_argument("adapter", help="a run")
@@ -141,6 +144,23 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--vocabulary", metavar="FILE", help="or: t5, bytes")
   command.add_argument("--model_dir", metavar="DIR", help="the run's folder")
   command.add_argument("--warm_start", metavar="DIR", help="take weights from")
+
+
+def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
+  group = command.add_argument_group("decoding", "default: greedy")
+  group.add_argument("--num_beams", type=int, default=1, metavar="N")
+  group.add_argument("--length_penalty", type=float, default=0.6)
+  group.add_argument("--temperature", type=float, default=0.0, help="samples")
+  group.add_argument("--top_k", type=int, default=0, metavar="K")
+  group.add_argument("--top_p", type=float, default=1.0, metavar="P")
+  group.add_argument("--seed", type=int, default=0)
+
+
+def _decoding(args: Any) -> Any:
+  from peft_jax.train.evaluate import Decoding
+
+  fields = [field.name for field in dataclasses.fields(Decoding)]
+  return Decoding(**{name: getattr(args, name) for name in fields})
 
 
 def _resolve(args: Any) -> Any:
@@ -272,10 +292,11 @@ def _check(args: Any) -> None:
 def _eval(args: Any) -> None:
   from peft_jax.train import opened
 
+  how = _decoding(args)
   found = opened.open_adapter(
     args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
   )
-  evaluations = opened.evaluate_task(found)
+  evaluations = opened.evaluate_task(found, how=how)
   print(json.dumps({e.task: dict(e.metrics) for e in evaluations}, indent=2))
   if args.output:
     rows = [
@@ -289,11 +310,12 @@ def _eval(args: Any) -> None:
 def _infer(args: Any) -> None:
   from peft_jax.train import opened
 
+  how = _decoding(args)
   rows = opened.read_inputs(args.input)
   found = opened.open_adapter(
     args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
   )
-  _write_rows(args.output, opened.infer(found, rows))
+  _write_rows(args.output, opened.infer(found, rows, how=how))
 
 
 def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:

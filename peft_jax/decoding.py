@@ -162,6 +162,7 @@ def sample(
   temperature: float = 1.0,
   top_k: int = 0,
   top_p: float = 1.0,
+  rows: Array | None = None,
   eos_id: Ids = 1,
 ) -> Array:
   """Returns continuations that are drawn token by token, [B, T] ids.
@@ -191,6 +192,8 @@ def sample(
       of them stay, as with Hugging Face.
     top_p: draws from the fewest likeliest tokens that have this probability
       together, and at least one (arXiv 1904.09751).
+    rows: [B] int32, a number of each row, by which it draws: the same in
+      whatever batch it is. Default: its place in this one.
     eos_id: ids that end a row; they are kept in the result.
 
   Raises:
@@ -205,9 +208,8 @@ def sample(
     kept = _likely(logits / temperature, top_k, top_p)
     drawn = jax.random.fold_in(key, index)
     # One key per row: a row of a larger batch draws the same.
-    keys = jax.vmap(functools.partial(jax.random.fold_in, drawn))(
-      jnp.arange(logits.shape[0])
-    )
+    numbers = jnp.arange(logits.shape[0]) if rows is None else rows
+    keys = jax.vmap(functools.partial(jax.random.fold_in, drawn))(numbers)
     return jax.vmap(jax.random.categorical)(keys, kept)
 
   cache, first = _begin(model, params, inputs, inputs_mask, max_decode_length)

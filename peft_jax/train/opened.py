@@ -28,7 +28,7 @@ from peft_jax.tasks.sources import DataError
 from peft_jax.train import checkpoints, data, evaluate, features
 from peft_jax.train import config as configs
 from peft_jax.train.config import Config
-from peft_jax.train.evaluate import Evaluation
+from peft_jax.train.evaluate import Decoding, Evaluation
 from peft_jax.train.setup import load_backbone, shapes_of
 
 
@@ -155,7 +155,11 @@ def _without_run(manifest: Manifest, bindings: Sequence[str]) -> Config:
 
 
 def evaluate_task(
-  opened: Opened, *, params: Any = None, network: Any = None
+  opened: Opened,
+  *,
+  params: Any = None,
+  network: Any = None,
+  how: Decoding | None = None,
 ) -> list[Evaluation]:
   """Returns one evaluation per task of the run's task or mixture.
 
@@ -163,6 +167,7 @@ def evaluate_task(
     opened: the adapter.
     params: parameters in the place of backbone and adapter, e.g. merged ones.
     network: the network that takes them.
+    how: answers are found; default greedy.
   """
   config = opened.config
   task = data.get_task(config)
@@ -174,7 +179,7 @@ def evaluate_task(
     features=features.of(config, task),
   )
   with sharding.use(opened.mesh):
-    predict = _predict(opened, sets[0].eos_id, params, network)
+    predict = _predict(opened, sets[0].eos_id, params, network, how)
     return [
       evaluate.evaluate(
         predict,
@@ -187,26 +192,35 @@ def evaluate_task(
 
 
 def _predict(
-  opened: Opened, eos_id: int, params: Any = None, network: Any = None
+  opened: Opened,
+  eos_id: int,
+  params: Any = None,
+  network: Any = None,
+  how: Decoding | None = None,
 ) -> Any:
   compiled = evaluate.make_predict(
     opened.model if network is None else network,
     mesh=opened.mesh,
     max_decode_length=opened.config.task_feature_lengths["targets"],
     eos_id=eos_id,
+    how=how,
   )
   frozen, adapter = (params, {}) if params else (opened.frozen, opened.adapter)
   return lambda inputs: compiled(frozen, adapter, inputs)
 
 
 def infer(
-  opened: Opened, rows: Sequence[Mapping[str, Any]]
+  opened: Opened,
+  rows: Sequence[Mapping[str, Any]],
+  *,
+  how: Decoding | None = None,
 ) -> list[dict[str, Any]]:
   """Returns the rows with a `prediction` each.
 
   Args:
     opened: the adapter.
     rows: dicts with `inputs`, the text as the task's preprocessor makes it.
+    how: answers are found; default greedy.
   """
   vocabulary = vocabularies.resolve(opened.config.vocabulary)
   lengths = opened.config.task_feature_lengths
@@ -222,7 +236,7 @@ def infer(
   asked = features.for_network(opened.config, vocabulary)
   with sharding.use(opened.mesh):
     decoded = evaluate.predict_tokens(
-      _predict(opened, vocabulary.eos_id),
+      _predict(opened, vocabulary.eos_id, how=how),
       asked.inputs(examples, lengths),
       batch_size=opened.config.eval_batch_size,
       mesh=opened.mesh,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from helpers import methods, tiny
+from helpers import methods, recompute, tiny
 
 from peft_jax import (
   Adapted,
@@ -339,66 +339,6 @@ def test_bfloat16_activations_stay_bfloat16(kind, method):
   assert tiny.spec(after.adapter) == tiny.spec(adapter)
 
 
-@functools.cache
-def stepwise(model, style):
-  """Returns the compiled function (params, batch) -> logits, token by token."""
-
-  def ours(params, inputs, length):
-    cache = decoding.make_cache(model, params, inputs, length)
-    return cache, lambda cache, token: decoding.decode_step(
-      model, params, cache, inputs, token, length
-    )
-
-  def t5x(params, inputs, length):
-    """As T5X's models.py calls the network: `encoded` at every step."""
-    blank = jnp.ones((inputs.shape[0], length), jnp.int32)
-    _, variables = model.apply(
-      {"params": params},
-      jnp.ones_like(inputs),
-      blank,
-      blank,
-      decode=True,
-      enable_dropout=False,
-      mutable=["cache"],
-    )
-    encoded = model.apply(
-      {"params": params}, inputs, enable_dropout=False, method=model.encode
-    )
-
-    def advance(cache, token):
-      logits, variables = model.apply(
-        {"params": params, "cache": cache},
-        encoded,
-        inputs,
-        token,
-        token,
-        enable_dropout=False,
-        decode=True,
-        max_decode_length=length,
-        mutable=["cache"],
-        method=model.decode,
-      )
-      return logits, variables["cache"]
-
-    return variables["cache"], advance
-
-  def run(params, batch):
-    tokens = batch["decoder_input_tokens"]
-    inputs = batch["encoder_input_tokens"]
-    cache, advance = {"ours": ours, "t5x": t5x}[style](
-      params, inputs, tokens.shape[1]
-    )
-
-    def body(cache, token):
-      logits, cache = advance(cache, token[:, None])
-      return cache, logits[:, 0]
-
-    _, logits = jax.lax.scan(body, cache, tokens.T)
-    return jnp.swapaxes(logits, 0, 1)
-
-  return jax.jit(run)
-
-
 @pytest.mark.parametrize("style", ["ours", "t5x"])
 def test_cached_decoding_equals_teacher_forcing(
   model, trees, kind, method, style
@@ -420,27 +360,8 @@ def test_cached_decoding_equals_teacher_forcing(
   batch |= {"decoder_target_tokens": jnp.ones((4, 5), jnp.int32)}
   params = join(*trees)
   expected = tiny.logits(model)(params, batch)
-  found = stepwise(model, style)(params, batch)
+  found = recompute.stepwise(model, style)(params, batch)
   tiny.assert_close(found, expected)
-
-
-def whole_text(model, params, inputs, mask, following):
-  """Returns logits [B, N, V] that predict tokens [B, N] behind the inputs."""
-  tokens = jnp.concatenate([inputs, following], axis=1)
-  real = jnp.concatenate([mask, jnp.ones_like(following)], axis=1)
-  logits = tiny.logits(model)(
-    params,
-    {
-      "decoder_input_tokens": tokens,
-      "decoder_target_tokens": tokens,
-      "decoder_segment_ids": real,
-      "decoder_loss_weights": jnp.ones(tokens.shape),
-    },
-  )
-  width = inputs.shape[1]
-  last = width - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-  first = jnp.take_along_axis(logits, last[:, None, None], axis=1)
-  return jnp.concatenate([first, logits[:, width:-1]], axis=1)
 
 
 def test_cached_text_equals_recomputation(model, trees, kind):
@@ -451,22 +372,9 @@ def test_cached_text_equals_recomputation(model, trees, kind):
   inputs, mask = batch["decoder_input_tokens"], batch["decoder_segment_ids"]
   following = tiny.batch(model, seed=5)["decoder_input_tokens"][:, :5]
   params = join(*trees)
-
-  @jax.jit
-  def run(params):
-    cache, current = decoding.prefill(model, params, inputs, mask, 5)
-    step = decoding.stepper(model, params, inputs, 5)
-
-    def body(carry, token):
-      cache, current = carry
-      logits, cache = step(cache, current)
-      return (cache, token), logits
-
-    _, logits = jax.lax.scan(body, (cache, current), following.T)
-    return jnp.swapaxes(logits, 0, 1)
-
-  expected = whole_text(model, params, inputs, mask, following)
-  tiny.assert_close(run(params), expected)
+  expected = recompute.text(model, params, inputs, mask, following)
+  found = recompute.cached_text(model)(params, inputs, mask, following)
+  tiny.assert_close(found, expected)
 
 
 def test_beam_search_scores_equal_teacher_forcing(model, trees, kind, method):
@@ -494,7 +402,7 @@ def test_beam_search_scores_equal_teacher_forcing(model, trees, kind, method):
     targets = tokens[:, beam]
     if text:
       # The next token follows the last real one, wherever that stands.
-      logits = whole_text(model, params, inputs, mask, targets)
+      logits = recompute.text(model, params, inputs, mask, targets)
     else:
       logits = tiny.logits(model)(
         params,

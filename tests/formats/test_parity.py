@@ -5,6 +5,7 @@ lie beside the checkout and are skipped where they are absent.
 """
 
 import json
+import os
 import pathlib
 
 import jax
@@ -18,7 +19,12 @@ from peft_jax import Adapted, decoding
 from peft_jax.formats import hugging_face, peft, safetensors_io
 
 SMALL = pathlib.Path(__file__).parents[1] / "fixtures" / "hugging_face"
-LARGE = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "parity"
+# Other fixtures of `make_parity_fixtures.py` (another seed, other sizes) may be
+# named in the place of those beside the checkout.
+LARGE = pathlib.Path(
+  os.environ.get("PARITY")
+  or pathlib.Path(__file__).parents[2].parent / "shared/data/parity"
+)
 NAMES = sorted(path.name for path in SMALL.iterdir())
 LARGE_NAMES = (
   *("t5_v1_1", "t5_v1_1_wide_heads", "t5_v1_0", "bart"),
