@@ -4,8 +4,8 @@
 
 The model is any decoder-only one in Hugging Face's form, the data E2E's
 official zip file. Every method starts from the same backbone, sees the same
-batches and is tried with the same few learning rates, of which the one with the
-lowest validation loss counts. Columns: validation loss per token; BLEU of
+batches and is tried with two learning rates, of which the one with the lowest
+validation loss counts. Columns: validation loss per token; BLEU of
 greedy texts against all references; trained parameters.
 
 Each adapter is then saved, read again and, where the method can be, merged: the
@@ -46,14 +46,24 @@ from peft_jax.tasks import metrics, table2text, vocabularies
 from peft_jax.train import data, features
 from peft_jax.train.step import init_state, make_train_step, network_inputs
 
+# Rules, and the learning rates that are tried.
 METHODS = {
-  "lora": [Rule("all_linear", LoRA(rank=8, alpha=16))],
-  "ia3": [Rule("kv", IA3()), Rule("mlp_out", IA3(side="input"))],
-  "prefix": [Rule(".*attention", Prefix(length=10, hidden_size=64))],
-  "prompt": [Rule("decoder", Prompt(length=20))],
-  "series": [Rule(".*(attention|mlp)", Bottleneck(size=16))],
-  "parallel": [Rule(".*mlp", Bottleneck(size=16, placement="parallel"))],
-  "full": [Rule(".*", Unfreeze())],
+  "lora": ([Rule("all_linear", LoRA(rank=8, alpha=16))], (3e-3, 1e-2)),
+  "ia3": (
+    [Rule("kv", IA3()), Rule("mlp_out", IA3(side="input"))],
+    (3e-2, 2e-1),
+  ),
+  "prefix": (
+    [Rule(".*attention", Prefix(length=10, hidden_size=64))],
+    (3e-3, 3e-2),
+  ),
+  "prompt": ([Rule("decoder", Prompt(length=20))], (3e-2, 2e-1)),
+  "series": ([Rule(".*(attention|mlp)", Bottleneck(size=16))], (3e-3, 1e-2)),
+  "parallel": (
+    [Rule(".*mlp", Bottleneck(size=16, placement="parallel"))],
+    (3e-3, 1e-2),
+  ),
+  "full": ([Rule(".*", Unfreeze())], (1e-3, 3e-3)),
 }
 
 
@@ -204,7 +214,6 @@ def main() -> None:
   parser.add_argument("--model", metavar="hf:DIR")
   parser.add_argument("--data_dir")
   parser.add_argument("--methods", nargs="+", default=list(METHODS))
-  parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 1e-2])
   parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--batch_size", type=int, default=8)
   parser.add_argument("--inputs", type=int, default=128)
@@ -230,8 +239,9 @@ def main() -> None:
   ]
   for name in args.methods:
     tried = []
-    for rate in args.rates:
-      model, params = train(setting, METHODS[name], rate)
+    rules, rates = METHODS[name]
+    for rate in rates:
+      model, params = train(setting, rules, rate)
       loss = validation_loss(setting, model, params)
       print(f"{name} {rate:g}: {loss:.4f}", flush=True)
       tried.append((loss, rate, model, params))

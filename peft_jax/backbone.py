@@ -77,7 +77,7 @@ def restore(
   Args:
     path: a directory that `save` wrote, or an `.npz` file.
     spec: the backbone's leaves as the network has them, arrays or shapes.
-    dtype: dtype of the result.
+    dtype: dtype of the result, or a tree of them.
     shardings: tree of shardings to place the leaves on; default: one device.
 
   Returns:
@@ -98,7 +98,7 @@ def restore(
     )
   tree = layout.like(tree, spec)
   check_fits(tree, spec, source=str(path))
-  tree = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  tree = layout.cast(tree, dtype)
   if shardings is None:
     return jax.tree.map(jnp.asarray, tree)
   return jax.tree.map(jax.device_put, tree, shardings)

@@ -357,8 +357,12 @@ def _merge(args: Any) -> None:
   from peft_jax.merge import merge
   from peft_jax.train import opened
 
+  # Sums are made in float32 and rounded once, whatever the run kept.
   found = opened.open_adapter(
-    args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
+    args.adapter,
+    bindings=args.bindings,
+    search_paths=_search_paths(args),
+    backbone_dtype="float32",
   )
   merged = merge(found.params, found.model, dtype=args.dtype)
   backbone.save(args.to, merged, model=found.manifest.model)

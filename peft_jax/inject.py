@@ -121,7 +121,9 @@ class Adapted:
     beside = self.layers_beside(flat)
     result = {path: x for path, x in flat.items() if path not in beside}
     for layer, (path, index) in beside.items():
-      result[path] = jnp.asarray(result[path]).at[index].set(flat[layer])
+      stack = jnp.asarray(result[path])
+      row = jnp.asarray(flat[layer], stack.dtype)
+      result[path] = stack.at[index].set(row)
     for rule in self.rules:
       if rule.adapter.position == "leaves":
         scope = f"{rule.name}_shared/all/"

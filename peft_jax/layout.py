@@ -8,7 +8,7 @@ into the other.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,36 @@ def stack_axis(path: str) -> int | None:
   if not match:
     return None
   return 0 if match[2] == "layers" else 1
+
+
+def dtypes(dtype: Any, like: Any) -> dict[str, Any]:
+  """Returns path -> dtype of every leaf.
+
+  Example:
+    >>> dtypes("float32", {"key": {"kernel": 1}})
+    {'key/kernel': 'float32'}
+
+  Args:
+    dtype: one for all leaves, or a tree of them.
+    like: tree whose leaves are meant.
+  """
+  if isinstance(dtype, Mapping):
+    return flatten_dict(dtype, sep="/")
+  return dict.fromkeys(flatten_dict(like, sep="/"), dtype)
+
+
+def cast(tree: Any, dtype: Any) -> dict:
+  """Returns the tree with its leaves in a dtype, or in a tree of them.
+
+  Example:
+    >>> cast({"key": np.ones(2)}, "float32")["key"].dtype.name
+    'float32'
+  """
+  found = dtypes(dtype, tree)
+  flat = flatten_dict(tree, sep="/")
+  return unflatten_dict(
+    {path: leaf.astype(found[path]) for path, leaf in flat.items()}, sep="/"
+  )
 
 
 def layer_paths(path: str, num_layers: dict[str, int]) -> list[str]:

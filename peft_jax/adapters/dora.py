@@ -85,7 +85,8 @@ class DoRA(Adapter):
       bias = bias.astype(y.dtype).reshape(lead + site.outputs)
       y = y - bias
     added = y + (low @ b.astype(x.dtype)).reshape(y.shape)
-    norm = jnp.linalg.norm(site.kernel + self.scaling * (a @ b), axis=0)
+    kernel = site.kernel.astype(jnp.float32)
+    norm = jnp.linalg.norm(kernel + self.scaling * (a @ b), axis=0)
     ratio = magnitude / jax.lax.stop_gradient(norm)
     scaled = added * ratio.astype(y.dtype).reshape(lead + site.outputs)
     return scaled if bias is None else scaled + bias

@@ -109,7 +109,7 @@ def load(
   Args:
     directory: with `config.json` and safetensors.
     network: as `network` made it, scanned or not.
-    dtype: of the result.
+    dtype: of the result, or a tree of them.
     shardings: tree of shardings to place the leaves on; default: one device.
 
   Raises:
@@ -127,12 +127,13 @@ def load(
   }
   _check(architecture, places, spec, tensors, directory)
   targets = flatten_dict(shardings, sep="/") if shardings is not None else {}
+  dtypes = layout.dtypes(dtype, shapes(network))
   read = lambda layer, shape: _read(
     tensors, places[layer], shape, network.config
   )
   return unflatten_dict(
     {
-      path: _assemble(path, leaf, read, dtype, targets.get(path))
+      path: _assemble(path, leaf, read, dtypes[path], targets.get(path))
       for path, leaf in spec.items()
     },
     sep="/",

@@ -39,7 +39,7 @@ def load(
   Args:
     path: a msgpack file, or a folder `checkpoint_N`.
     spec: the backbone's leaves as the network has them, arrays or shapes.
-    dtype: of the result.
+    dtype: of the result, or a tree of them.
     shardings: tree of shardings to place the leaves on; default: one device.
 
   Raises:
@@ -59,7 +59,7 @@ def load(
       rows[name] = leaf.reshape(shape)
   tree = layout.like(unflatten_dict(rows, sep="/"), spec)
   backbone.check_fits(tree, spec, source=str(path))
-  tree = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+  tree = layout.cast(tree, dtype)
   if shardings is None:
     return jax.tree.map(jnp.asarray, tree)
   return jax.tree.map(jax.device_put, tree, shardings)

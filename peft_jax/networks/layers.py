@@ -102,7 +102,7 @@ class Embed(nn.Module):
 
   def attend(self, x: Array) -> Array:
     """x: [B, T, D] -> [B, T, V] float32 scores against every embedding."""
-    return x.astype(jnp.float32) @ self.embedding.T
+    return x.astype(jnp.float32) @ self.embedding.astype(jnp.float32).T
 
 
 class LayerNorm(nn.Module):

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gin
+import numpy as np
 import optax
 from flax import linen as nn
 
@@ -39,6 +40,9 @@ class Config:
     backbone: backbone directory, `.npz` file, `hf:DIR` in Hugging Face's form,
       `t5x:DIR` in T5X's, `tiny` for the one that ships, or `random` to train on
       random weights.
+    backbone_dtype: of the parameters that stay frozen; what is trained is
+      float32. The activations' dtype costs no accuracy: kernels are rounded to
+      it when they are used.
     vocabulary: `bytes`, `t5`, `hf:DIR` for a model's own, or a file of
       SentencePiece or of `tokenizers`.
     data_dir: local files in the place of TFDS; empty: TFDS.
@@ -81,6 +85,7 @@ class Config:
   learning_rate: optax.Schedule | float | None = None
   model_name: str = ""
   backbone: str = ""
+  backbone_dtype: Any = "float32"
   vocabulary: str = "t5"
   data_dir: str = ""
   task_feature_lengths: Mapping[str, int] = dataclasses.field(
@@ -127,6 +132,11 @@ class Config:
     ):
       if getattr(self, name) < 1:
         raise ConfigError(f"expected {name} >= 1, found {getattr(self, name)}.")
+    if np.dtype(self.backbone_dtype).name not in ("float32", "bfloat16"):
+      raise ConfigError(
+        "expected BACKBONE_DTYPE 'float32' or 'bfloat16', found"
+        f" {np.dtype(self.backbone_dtype).name!r}."
+      )
     if not self.model_dir:
       raise ConfigError(
         "expected a folder for the run, found none. Pass --model_dir DIR or"

@@ -63,6 +63,7 @@ def open_adapter(
   *,
   bindings: Sequence[str] = (),
   search_paths: Sequence[str] = (),
+  backbone_dtype: Any = None,
 ) -> Opened:
   """Opens a run or an exported adapter; settings come from its manifest.
 
@@ -70,6 +71,7 @@ def open_adapter(
     directory: a run's folder or an adapter directory.
     bindings: gin bindings to change, such as the backbone's place.
     search_paths: see `config.resolve`.
+    backbone_dtype: in the place of the configuration's.
 
   Raises:
     AdapterError: if the adapter is damaged or does not fit the backbone.
@@ -78,6 +80,8 @@ def open_adapter(
   """
   manifest, leaves = checkpoints.load_adapter(directory)
   config = _config(manifest, bindings, search_paths)
+  if backbone_dtype is not None:
+    config = dataclasses.replace(config, backbone_dtype=backbone_dtype)
   model = Adapted(config.network, config.adapters)
   if not any(map(reparametrization.is_reparametrized, _rules(manifest))):
     model = reparametrization.plain(model)  # as export leaves it
@@ -91,8 +95,7 @@ def open_adapter(
     shapes = variables["params"]
     frozen_spec, adapter_spec = partition.split(shapes, model)
     checkpoint.check_fits(leaves, adapter_spec, source=str(directory))
-    spec = partition.backbone_of(shapes, model)
-    whole = load_backbone(config, model, spec, partition.select(places, spec))
+    whole = load_backbone(config, model, shapes, places)
     checkpoint.check_backbone(
       manifest, manifests.fingerprint(whole), source=str(directory)
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from peft_jax import (
@@ -90,14 +90,15 @@ def setup(config: Config, mesh: Mesh) -> Setup:
   )
   shapes = variables["params"]
   key = jax.random.key(config.random_seed)
-  spec = partition.backbone_of(shapes, model)
-  whole = load_backbone(config, model, spec, partition.select(places, spec))
+  whole = load_backbone(config, model, shapes, places)
   added = _init(model, key, partition.added_of, places)
   params = partition.assemble(whole, added, model)
   params = start.from_backbone(params, model, jax.random.fold_in(key, 3))
   frozen, adapter = partition.split(params, model)
   adapter_places = partition.select(places, adapter)
-  adapter = jax.tree.map(_own_copy, adapter, adapter_places)
+  adapter = jax.tree.map(
+    _own_copy, adapter, adapter_places, partition.select(shapes, adapter)
+  )
   tx = config.optimizer
   if config.lora_plus_ratio:
     tx = optim.lora_plus(tx, ratio=config.lora_plus_ratio)
@@ -122,9 +123,9 @@ def setup(config: Config, mesh: Mesh) -> Setup:
   )
 
 
-def _own_copy(leaf: Any, place: Any) -> Any:
+def _own_copy(leaf: Any, place: Any, like: Any) -> Any:
   """Returns the leaf where it belongs; a step may overwrite it in place."""
-  return jnp.copy(jax.device_put(leaf, place))
+  return jnp.array(jax.device_put(leaf, place), like.dtype, copy=True)
 
 
 def warm_started(setup: Setup, directory: str) -> Setup:
@@ -145,13 +146,15 @@ def warm_started(setup: Setup, directory: str) -> Setup:
   return dataclasses.replace(setup, state=setup.state._replace(adapter=adapter))
 
 
-def load_backbone(config: Config, model: Any, spec: Any, places: Any) -> Any:
+def load_backbone(config: Config, model: Any, shapes: Any, places: Any) -> Any:
   """Returns the backbone's parameters, placed.
+
+  What is frozen has the configured dtype; what an adapter trains is float32.
 
   Args:
     config: names the backbone.
     model: the network with its adapters.
-    spec: shapes of all of the backbone's leaves.
+    shapes: shapes of all leaves, adapters included.
     places: their shardings.
 
   Raises:
@@ -165,19 +168,30 @@ def load_backbone(config: Config, model: Any, spec: Any, places: Any) -> Any:
       " Pass --backbone DIR with its checkpoint, or --backbone random to train"
       " on random weights."
     )
+  spec = partition.backbone_of(shapes, model)
+  frozen = flatten_dict(partition.split(shapes, model)[0], sep="/")
+  dtypes = unflatten_dict(
+    {
+      path: config.backbone_dtype if path in frozen else jnp.float32
+      for path in flatten_dict(spec, sep="/")
+    },
+    sep="/",
+  )
   if config.backbone == "random":
-    key = jax.random.key(config.random_seed)
-    return _init(
-      model, jax.random.fold_in(key, 2), partition.backbone_of, places
+    key = jax.random.fold_in(jax.random.key(config.random_seed), 2)
+    part = lambda params, model: layout.cast(
+      partition.backbone_of(params, model), dtypes
     )
+    return _init(model, key, part, places)
+  kept = {"dtype": dtypes, "shardings": partition.select(places, spec)}
   path = config.backbone
   if path.startswith(hugging_face.PREFIX):
-    return hugging_face.load(path, config.network, shardings=places)
+    return hugging_face.load(path, config.network, **kept)
   if path.startswith(t5x.PREFIX):
-    return t5x.load(path.removeprefix(t5x.PREFIX), spec, shardings=places)
+    return t5x.load(path.removeprefix(t5x.PREFIX), spec, **kept)
   if path in _SHIPPED:
     path = str(resources.files("peft_jax") / _SHIPPED[path])
-  return backbone.restore(path, spec, shardings=places)
+  return backbone.restore(path, spec, **kept)
 
 
 def _init(

@@ -132,3 +132,11 @@ def test_search_paths_come_first(tmp_path):
   own.write_text(text.replace("rank = 8", "rank = 3"))
   found = config.resolve(BASE, REQUIRED, [str(tmp_path)]).config
   assert found.adapters[0].adapter.rank == 3
+
+
+def test_a_backbone_dtype_that_t5_cannot_have():
+  with pytest.raises(config.ConfigError, match="BACKBONE_DTYPE.*'float16'"):
+    config.resolve(
+      ["recipes/quickstart.gin"],
+      ["MODEL_DIR = 'x'", "BACKBONE_DTYPE = 'float16'"],
+    )

@@ -209,6 +209,41 @@ def test_eval_infer_export_and_merge_agree(data_dir, tmp_path, capsys):
   assert loop.train(merged).frozen_metrics == summary["adapted_metrics"]
 
 
+def test_a_frozen_backbone_in_bfloat16(data_dir, tmp_path, monkeypatch):
+  """Kept at half the size; what is trained, and what is merged, is float32."""
+  kept = []
+  prepare = loop.setup
+  monkeypatch.setattr(
+    loop, "setup", lambda *args: kept.append(prepare(*args)) or kept[-1]
+  )
+  for name in ("float32", "bfloat16"):
+    bindings = ("networks.create.dtype = 'bfloat16'", "TRAIN_STEPS = 2")
+    loop.train(
+      resolve(
+        data_dir,
+        tmp_path / name,
+        *bindings,
+        f"BACKBONE_DTYPE = '{name}'",
+        adapter="top_layers",
+      )
+    )
+  dtypes = [
+    {leaf.dtype.name for leaf in jax.tree.leaves(run.frozen)} for run in kept
+  ]
+  assert dtypes == [{"float32"}, {"bfloat16"}]
+  for run in kept:
+    adapter = jax.tree.leaves(run.state.adapter)
+    assert {leaf.dtype.name for leaf in adapter} == {"float32"}
+  # Kernels are rounded where they are used, so nothing else changes.
+  runs = [losses(tmp_path / name) for name in ("float32", "bfloat16")]
+  assert runs[0] == pytest.approx(runs[1], rel=2e-2)
+  merged = tmp_path / "merged"
+  command = ["merge", str(tmp_path / "bfloat16"), "--to", str(merged)]
+  assert cli.main(command) == 0
+  described = json.loads((merged / "backbone.json").read_text())
+  assert {leaf["dtype"] for leaf in described["leaves"].values()} == {"float32"}
+
+
 def test_the_adapter_of_another_backbone_is_refused(data_dir, tmp_path):
   loop.train(resolve(data_dir, tmp_path / "run"))
   with pytest.raises(ValueError, match="was trained on backbone 'random'"):
