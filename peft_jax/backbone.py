@@ -40,9 +40,14 @@ def save(
     model: name and configuration of the network.
 
   Raises:
-    BackboneError: if the directory is taken.
+    BackboneError: if the directory is taken, or a bucket.
   """
-  directory = Path(directory).absolute()
+  directory = orbax_io.locate(directory)
+  if not isinstance(directory, Path):
+    raise BackboneError(
+      f"expected a folder of this machine, found {directory}. Nothing was"
+      " written; write it here, then copy it: gcloud storage cp --recursive."
+    )
   if directory.exists() and any(directory.iterdir()):
     raise BackboneError(
       f"expected a new or empty directory, found {directory} with"
@@ -86,7 +91,7 @@ def restore(
   Raises:
     BackboneError: naming the leaves that are missing, extra or misshapen.
   """
-  path = Path(path).absolute()
+  path = orbax_io.locate(path)
   if path.suffix == ".npz":
     tree = unflatten_dict(read_npz(path), sep="/")
   elif (path / PARAMS).is_dir():
@@ -166,7 +171,7 @@ def network(directory: str | Path, **overrides: Any) -> Any:
   Raises:
     BackboneError: if there is none.
   """
-  path = Path(directory) / FILE_NAME
+  path = orbax_io.locate(directory) / FILE_NAME
   if not path.is_file():
     raise BackboneError(
       f"expected a backbone directory with {FILE_NAME}, found none at"

@@ -52,9 +52,15 @@ def save(
     training: step, task, metrics; whatever is known.
 
   Raises:
-    AdapterError: if the directory is taken, or there are no leaves.
+    AdapterError: if the directory is taken or a bucket, or there are no
+      leaves.
   """
-  directory = Path(directory).absolute()
+  directory = orbax_io.locate(directory)
+  if not isinstance(directory, Path):
+    raise AdapterError(
+      f"expected a folder of this machine, found {directory}. Nothing was"
+      " written; write it here, then copy it: gcloud storage cp --recursive."
+    )
   if directory.exists() and any(directory.iterdir()):
     raise AdapterError(
       f"expected a new or empty directory, found {directory} with"
@@ -99,7 +105,7 @@ def load(directory: str | Path) -> tuple[Manifest, dict]:
     ManifestError: if the manifest is missing or broken.
     AdapterError: if a leaf is missing, extra, misshapen or altered.
   """
-  directory = Path(directory).absolute()
+  directory = orbax_io.locate(directory)
   manifest = manifests.read(directory)
   leaves = read_orbax(directory / ORBAX)
   verify(manifest, leaves, source=str(directory))
@@ -208,7 +214,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
   """
   try:
     # numpy leaves a file open that it cannot read; ours it leaves to us.
-    with Path(path).open("rb") as file, np.load(file) as leaves:
+    with orbax_io.locate(path).open("rb") as file, np.load(file) as leaves:
       return {name: leaves[name] for name in leaves.files}
   except Exception as error:  # zipfile, zlib and numpy raise many kinds
     raise AdapterError(

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 
 from peft_jax import adapters, layout
 from peft_jax.adapters.base import Adapter
+from peft_jax.orbax_io import locate
 from peft_jax.rules import Rule
 
 FORMAT = 1
@@ -238,7 +239,7 @@ def read(directory: str | Path) -> Manifest:
   Raises:
     ManifestError: if there is none or it is broken.
   """
-  path = Path(directory) / FILE_NAME
+  path = locate(directory) / FILE_NAME
   if not path.is_file():
     raise ManifestError(
       f"expected an adapter directory with {FILE_NAME}, found none in"

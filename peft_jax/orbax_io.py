@@ -1,14 +1,32 @@
-"""Trees of arrays as Orbax checkpoints; the only core file that needs Orbax.
+"""Trees of arrays as Orbax checkpoints, on disk or in a bucket.
+
+The only core file that needs Orbax.
 
 Orbax is imported when it is used: it takes as long to import as JAX, and
 machines that only train or measure do without it.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
+
+
+def locate(path: str | os.PathLike[str]) -> Any:
+  """Returns a path of this machine as absolute, a bucket's as it is.
+
+  `pathlib` would take `gs://bucket/run` for a folder called `gs:`.
+
+  Example:
+    >>> str(locate("gs://bucket/run"))
+    'gs://bucket/run'
+  """
+  if "://" in os.fspath(path):
+    return epath.Path(path)
+  return Path(path).absolute()
 
 
 def write(path: Path, tree: Any) -> None:

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from peft_jax import backbone, layout
 from peft_jax.checkpoint import read_orbax
 from peft_jax.formats.safetensors_io import FormatError
+from peft_jax.orbax_io import locate
 
 _INDEX = "checkpoint"
 _ORBAX = "state"
@@ -71,7 +72,7 @@ def read(path: str | Path) -> dict:
   Raises:
     FormatError: for what is no T5X checkpoint.
   """
-  path = Path(path).absolute()
+  path = locate(path)
   if path.is_file():
     return _read_msgpack(path)
   if (path / _ORBAX).is_dir():
@@ -121,8 +122,13 @@ def _read_zarr(folder: Path) -> np.ndarray:
   import tensorstore  # Orbax has it; only this form needs it
 
   store = tensorstore.open(
-    {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}},
-    open=True,
-    read=True,
+    {"driver": "zarr", "kvstore": _kvstore(str(folder))}, open=True, read=True
   )
   return np.asarray(store.result().read().result())
+
+
+def _kvstore(folder: str) -> dict[str, str]:
+  if not folder.startswith("gs://"):
+    return {"driver": "file", "path": folder}
+  bucket, _, path = folder.removeprefix("gs://").partition("/")
+  return {"driver": "gcs", "bucket": bucket, "path": path}

@@ -20,6 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from peft_jax import checkpoint, layout
 from peft_jax import manifest as manifests
 from peft_jax.manifest import Manifest
+from peft_jax.orbax_io import locate
 from peft_jax.train.step import TrainState
 
 FOLDER = "checkpoints"
@@ -48,7 +49,7 @@ class Checkpoints:
       ),
     ]
     self._manager = ocp.CheckpointManager(
-      Path(model_dir).absolute() / FOLDER,
+      locate(model_dir) / FOLDER,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         step_prefix=None,
@@ -149,7 +150,7 @@ class Checkpoints:
 
 def steps_of(model_dir: str | Path) -> list[int]:
   """Returns the steps of a run's complete checkpoints, in order."""
-  folder = Path(model_dir) / FOLDER
+  folder = locate(model_dir) / FOLDER
   if not folder.is_dir():
     return []
   return sorted(
@@ -174,9 +175,9 @@ def read(
   if not steps or (step is not None and step not in steps):
     raise CheckpointError(
       f"expected a checkpoint{'' if step is None else f' of step {step}'} in"
-      f" {Path(model_dir) / FOLDER}, found {steps or 'none'}."
+      f" {model_dir}/{FOLDER}, found {steps or 'none'}."
     )
-  folder = Path(model_dir).absolute() / FOLDER / str(step or steps[-1])
+  folder = locate(model_dir) / FOLDER / str(step or steps[-1])
   values = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(
     folder / "manifest"
   )
@@ -197,11 +198,11 @@ def load_adapter(directory: str | Path) -> tuple[Manifest, dict]:
   """
   if steps_of(directory):
     return read(directory)
-  if (Path(directory) / manifests.FILE_NAME).is_file():
+  if (locate(directory) / manifests.FILE_NAME).is_file():
     return checkpoint.load(directory)
   raise checkpoint.AdapterError(
     f"expected a run with checkpoints or an exported adapter, found"
-    f" {'neither' if Path(directory).is_dir() else 'nothing'} at {directory}."
+    f" {'neither' if locate(directory).is_dir() else 'nothing'} at {directory}."
   )
 
 

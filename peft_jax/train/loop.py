@@ -4,7 +4,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 
 from peft_jax import layout, partition, sharding
 from peft_jax import manifest as manifests
+from peft_jax.orbax_io import locate
 from peft_jax.train import data, evaluate, features, fisher, report, run_dir
 from peft_jax.train.checkpoints import Checkpoints
 from peft_jax.train.config import Config, ConfigError, Resolved
@@ -423,7 +423,7 @@ def _write_results(
         row["frozen_prediction"] = prediction
     run_dir.write_predictions(config.model_dir, e.task, task_rows)
     rows.extend(task_rows)
-  folder = Path(config.model_dir)
+  folder = locate(config.model_dir)
   run_dir.write_json(folder / run_dir.SUMMARY, dataclasses.asdict(summary))
   report.write_report(
     folder,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft_jax.orbax_io import locate
 from peft_jax.train import checkpoints
 from peft_jax.train.config import ConfigError, Resolved
 
@@ -20,7 +21,7 @@ def check(resolved: Resolved) -> bool:
   Raises:
     ConfigError: if it holds another run, or other files.
   """
-  folder = Path(resolved.config.model_dir)
+  folder = locate(resolved.config.model_dir)
   if not folder.exists() or not any(folder.iterdir()):
     return False
   path = folder / SETTINGS
@@ -49,7 +50,7 @@ def check(resolved: Resolved) -> bool:
 
 def create(resolved: Resolved) -> None:
   """Makes the folder and writes what the run was told."""
-  folder = Path(resolved.config.model_dir)
+  folder = locate(resolved.config.model_dir)
   folder.mkdir(parents=True, exist_ok=True)
   write_json(folder / SETTINGS, resolved.fixed_settings)
   (folder / GIN).write_text(resolved.gin_text)
@@ -66,7 +67,7 @@ def write_predictions(
   model_dir: str | Path, task: str, rows: list[Mapping[str, Any]]
 ) -> None:
   """Writes one JSON line per evaluated example."""
-  folder = Path(model_dir) / PREDICTIONS
+  folder = locate(model_dir) / PREDICTIONS
   folder.mkdir(parents=True, exist_ok=True)
   lines = [json.dumps(row, default=str, ensure_ascii=False) for row in rows]
   (folder / f"{task}.jsonl").write_text("\n".join(lines) + "\n")
