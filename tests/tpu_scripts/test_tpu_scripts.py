@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from peft_jax import doctor
+from peft_jax import cli, doctor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
@@ -391,6 +391,31 @@ def test_help_has_an_example(cloud, script):
   assert re.search(r"^Example:\n  tpu_scripts/", done.stdout, re.MULTILINE)
   assert cloud.calls() == []
   assert "#" not in done.stdout
+
+
+@pytest.mark.parametrize("text", ["README.md", "docs/tpu.md"])
+def test_commands_of_the_documents(cloud, text):
+  blocks = re.findall(r"(?ms)^```sh\n(.*?)^```", (ROOT / text).read_text())
+  lines = "".join(blocks).replace("\\\n", " ").splitlines()
+  commands = [line for line in lines if line.startswith("tpu_scripts/")]
+  assert commands
+  values = dict(BUCKET="gs://b", ZONE="z", WHO="w@x", IMAGE="i")
+  values["PEFT_JAX_SOURCE"] = WHEEL
+  for command in commands:
+    script, _, rest = command.partition(" ")
+    done = subprocess.run(
+      ["bash", "-uc", f"{ROOT / script} --dry-run {rest}"],
+      env=cloud.environment() | values,
+      cwd=cloud.folder,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    launched = shlex.split(rest.partition(" -- ")[2])
+    if launched[:2] == ["peft-jax", "train"]:
+      assert cli._parser().parse_args(launched[1:]).run
+  assert cloud.calls() == []
 
 
 def test_sources_of_t5x_are_those_of_doctor():

@@ -22,6 +22,7 @@ ARGV = [
   "--gin.networks.create.head_dim=8",
   "--gin.networks.create.mlp_dim=32",
   "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 8}",
+  "--gin.EVAL_FROZEN=False",
   *("--gin.BATCH_SIZE=4", "--gin.EVAL_BATCH_SIZE=4", "--gin.LOG_PERIOD=1"),
 ]
 
