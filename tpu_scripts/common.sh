@@ -110,6 +110,16 @@ state() {
   fi
 }
 
+# job_state NAME ASSUMED: the service's state on the first worker; see job.sh.
+job_state() {
+  queue ssh "$1" --quiet --node=0 --worker=0 "--command=test -e \
+/opt/peft_jax/setup_failed && echo setup-failed || \
+systemctl show --property=SubState --value peft-jax"
+  if [[ ${OPT[dry-run]:-} ]]; then show "${QUEUE[@]}" && echo "$2" && return; fi
+  { "${QUEUE[@]}" 2>/dev/null || echo unreachable; } | tail -n 1 |
+    sed 's/^dead$/not started/'
+}
+
 # startup NAME: writes what every worker runs, and sets STARTUP to the file.
 startup() {
   local SOURCE=${OPT[source]:-${PEFT_JAX_SOURCE:-}} FILES=${OPT[files]:-} PINS

@@ -4,7 +4,7 @@
 # T5X_SOURCES in front; it is not started by hand.
 set -euo pipefail
 ROOT=${ROOT:-/opt/peft_jax}
-export HOME=${HOME:-/root}
+export HOME=${HOME:-/root} PATH=$PATH:/snap/bin # gcloud may be a snap
 mkdir -p "$ROOT/work"
 exec 9>"$ROOT/lock"
 flock 9 # the boot and setup.sh may both be at it

@@ -7,8 +7,10 @@
 #     [options] -- COMMAND
 #
 #   --accelerator, --spot, --reserved, --flex-start, --slices, --wait-at-most,
-#   --service-account, --zone, --project, --dry-run     as for create.sh
-#   --source, --files, --env                            as for setup.sh
+#   --runtime, --service-account, --zone, --project, --dry-run
+#                          as for create.sh
+#   --source, --files, --env
+#                          as for setup.sh
 #   --every SECONDS        between two looks, default 30
 #   --detach               do not watch: nobody creates it again then
 #

@@ -21,43 +21,37 @@ NAME=${ARGS[0]}
 check_name "$NAME"
 place
 PLACE+=(${OPT[dry-run]:+--dry-run})
-
-# The service's state on the first worker; see job.sh.
-job() {
-  queue ssh "$NAME" --quiet --node=0 --worker=0 "--command=test -e \
-/opt/peft_jax/setup_failed && echo setup-failed || \
-systemctl show --property=SubState --value peft-jax"
-  if [[ ${OPT[dry-run]:-} ]]; then show "${QUEUE[@]}" && echo exited; else
-    { "${QUEUE[@]}" 2>/dev/null || echo unreachable; } | tail -n 1 |
-      sed 's/^dead$/not started/'
-  fi
-}
 give_up() { echo "error: $*" >&2 && exit "${status:-1}"; }
 
-last='' unknown=0
+last='' preempted='' failures=0
 while true; do
   now=$(state "$NAME" ACTIVE)
-  if [[ $now == ACTIVE && ${OPT[job]:-} ]]; then now="ACTIVE, job $(job)"; fi
-  [[ $now == "$last" || ${OPT[dry-run]:-} ]] || echo "$(date +%H:%M:%S) $NAME: $now" >&2
-  if [[ $now == UNKNOWN ]]; then ((unknown += 1)); else unknown=0; fi
+  if [[ $now == ACTIVE && ${OPT[job]:-} ]]; then now="ACTIVE, job $(job_state "$NAME" exited)"; fi
+  [[ $now == "$last" || ${OPT[dry-run]:-} ]] ||
+    echo "$(date +%H:%M:%S) $NAME: $now" >&2
   last=$now
   case $now in
     ACTIVE | 'ACTIVE, job exited') exit 0 ;;
     'ACTIVE, job failed' | 'ACTIVE, job setup-failed')
       give_up "the ${now#ACTIVE, } on $NAME, which still costs money. Read" \
         "tpu_scripts/logs.sh $NAME; then launch again, or delete it." ;;
-    SUSPENDED | PREEMPTED)
-      ((${#COMMAND[@]})) || status=143 give_up "$NAME was preempted. Delete" \
-        "and create it again, or let launch.sh do so."
-      "$HERE/delete.sh" "$NAME" "${PLACE[@]}"
-      "${COMMAND[@]}" ;;
     FAILED) give_up "$NAME could not be created, often for want of quota or" \
       "of that type in the zone. The reason: gcloud compute tpus" \
       "queued-resources describe $NAME ${PLACE[*]}. Then delete it." ;;
-    NOT_FOUND) give_up "expected a queued resource $NAME, found none in" \
-      "${OPT[zone]}. Create it, or look elsewhere: --zone, --project." ;;
-    UNKNOWN) ((unknown < 10)) || give_up "expected a state of $NAME, found" \
-      "none in 10 looks. A job there goes on; gcloud's answer is above." ;;
+    SUSPENDED | PREEMPTED)
+      ((${#COMMAND[@]})) || status=143 give_up "$NAME was preempted. Delete" \
+        "and create it again, or let launch.sh do so."
+      if "$HERE/delete.sh" "$NAME" "${PLACE[@]}"; then preempted=1; else
+        ((failures += 1))
+      fi ;;
+    NOT_FOUND)
+      [[ $preempted ]] || give_up "expected a queued resource $NAME, found" \
+        "none in ${OPT[zone]}. Create it, or look elsewhere: --zone, --project."
+      if "${COMMAND[@]}"; then preempted=''; else ((failures += 1)); fi ;;
+    UNKNOWN) ((failures += 1)) ;;
+    *) failures=0 ;;
   esac
+  ((failures < 10)) || give_up "expected an answer about $NAME, found 10" \
+    "failures. A job there goes on; what gcloud says is above."
   sleep "${OPT[every]:-30}"
 done

@@ -26,6 +26,7 @@ case $* in
       OFFLINE) echo 'ERROR: gcloud crashed (ConnectionError)' >&2 && exit 1 ;;
       *) echo 'Using endpoint [https://tpu]' >&2; echo "$answer" ;;
     esac ;;
+  *'queued-resources create'*) [[ $(pop creates) != fail ]] ;;
   *'show --property=SubState'*)
     answer=$(pop jobs)
     [[ $answer != unreachable ]] || exit 255
@@ -45,8 +46,9 @@ class Cloud:
 
   folder: pathlib.Path
 
-  def play(self, *, states=("ACTIVE",), jobs=("running",)):
+  def play(self, *, states=("ACTIVE",), jobs=("running",), creates=("ok",)):
     """Sets what is answered, call by call; the last one again and again."""
+    (self.folder / "creates").write_text("\n".join(creates) + "\n")
     (self.folder / "states").write_text("\n".join(states) + "\n")
     (self.folder / "jobs").write_text("\n".join(jobs) + "\n")
 

@@ -215,9 +215,11 @@ def test_a_launch_survives_a_preemption(cloud):
     states=[
       "NOT_FOUND",
       *("WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "ACTIVE"),
-      *("SUSPENDING", "SUSPENDED", "WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE"),
+      *("SUSPENDING", "SUSPENDED", "NOT_FOUND", "NOT_FOUND"),
+      *("WAITING_FOR_RESOURCES", "ACTIVE", "ACTIVE"),
     ],
     jobs=["dead", "running", "auto-restart", "exited"],
+    creates=["ok", "fail", "ok"],
   )
   done = cloud.run(*LAUNCH)
   assert done.returncode == 0, done.stderr
@@ -225,14 +227,14 @@ def test_a_launch_survives_a_preemption(cloud):
   assert cloud.calls() == [
     *(DESCRIBE, create),
     *(DESCRIBE, DESCRIBE, DESCRIBE, JOB, DESCRIBE, JOB),
-    *(DESCRIBE, DESCRIBE, DELETE, create),
+    *(DESCRIBE, DESCRIBE, DELETE, DESCRIBE, create, DESCRIBE, create),
     *(DESCRIBE, DESCRIBE, JOB, DESCRIBE, JOB),
   ]
   told = re.findall(r"^\S+ rte: (.*)$", done.stderr, re.MULTILINE)
   assert told == [
     *("WAITING_FOR_RESOURCES", "PROVISIONING"),
     *("ACTIVE, job not started", "ACTIVE, job running"),
-    *("SUSPENDING", "SUSPENDED", "WAITING_FOR_RESOURCES"),
+    *("SUSPENDING", "SUSPENDED", "NOT_FOUND", "WAITING_FOR_RESOURCES"),
     *("ACTIVE, job auto-restart", "ACTIVE, job exited"),
   ]
   assert "It costs money until: tpu_scripts/delete.sh rte" in done.stderr
@@ -273,7 +275,7 @@ def test_detached_launch_only_creates(cloud):
     (["SUSPENDED"], [], 143, "error: rte was preempted. Delete and create it"),
     (["PREEMPTED"], [], 143, "error: rte was preempted"),
     (["NOT_FOUND"], [], 1, "expected a queued resource rte, found none in us-"),
-    (["OFFLINE"], [], 1, "expected a state of rte, found none in 10 looks"),
+    (["OFFLINE"], [], 1, "expected an answer about rte, found 10 failures"),
     (["OFFLINE"] * 9 + ["ACTIVE"], ["exited"], 0, "gcloud crashed"),
     (["ACTIVE"], ["failed"], 1, "the job failed on rte, which still costs"),
     (["ACTIVE"], ["setup-failed"], 1, "the job setup-failed on rte"),
@@ -419,9 +421,11 @@ def test_commands_of_the_documents(cloud, text):
 
 
 def test_sources_of_t5x_are_those_of_doctor():
-  text = (SCRIPTS / "common.sh").read_text()
-  found = re.findall(r"^  git\+(https://\S+)@(\S+)$", text, re.MULTILINE)
-  assert found == list(doctor.T5X_SOURCES.values())
+  # As tpu_scripts/Dockerfile reads them.
+  source = f". {SCRIPTS}/common.sh && printf '%s\\n' \"${{T5X_SOURCES[@]}}\""
+  found = subprocess.check_output(["bash", "-c", source], text=True).split()
+  wanted = doctor.T5X_SOURCES.values()
+  assert found == [f"git+{url}@{commit}" for url, commit in wanted]
 
 
 def test_shellcheck():
