@@ -51,21 +51,23 @@ def bucket(tmp_path, monkeypatch):
   return tmp_path / "buckets/bucket"
 
 
-def test_a_run_in_a_bucket_ends_resumes_and_exports(bucket, tmp_path):
+def test_a_run_in_a_bucket_ends_resumes_and_exports(bucket, tmp_path, capsys):
   rows = [{"inputs": f"say {w}", "targets": w} for w in ("up", "down")] * 2
   (tmp_path / "data").mkdir()
   for split in ("train", "validation"):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "data" / f"{split}.jsonl").write_text(text)
   argv = [*ARGV, f"--data_dir={tmp_path / 'data'}"]
-  assert cli.main([*argv, "--gin.TRAIN_STEPS=2", "--gin.WARMUP_STEPS=1"]) == 0
-  assert checkpoints.steps_of("fake://bucket/run") == [2]
+  argv += ["--gin.TRAIN_STEPS=1", "--gin.WARMUP_STEPS=1"]
+  assert cli.main(argv) == 0
+  assert checkpoints.steps_of("fake://bucket/run") == [1]
   assert (bucket / "run/summary.json").is_file()
   assert (bucket / "run/metrics.jsonl").is_file()
-  # The same command again finds the run and has nothing left to do.
-  assert cli.main([*argv, "--gin.TRAIN_STEPS=2", "--gin.WARMUP_STEPS=1"]) == 0
-  other = [*argv, "--gin.TRAIN_STEPS=2", "--gin.BATCH_SIZE=2"]
-  assert cli.main(other) == 1
+  capsys.readouterr()
+  assert cli.main(["check", *argv[1:]]) == 0
+  assert "fake://bucket/run: resumes" in capsys.readouterr().out
+  assert cli.main([*argv, "--gin.BATCH_SIZE=2"]) == 1
+  assert "expected the settings of the run in" in capsys.readouterr().err
   assert cli.main(["export", "fake://bucket/run", "--to=adapter"]) == 0
   assert [p.name for p in Path().iterdir()] == ["adapter"]
 
