@@ -239,6 +239,12 @@ def _train(args: Any) -> None:
   if args.require:
     from peft_jax import doctor
 
+    if args.require == "tpu" and not args.num_processes and doctor.has_tpu():
+      import jax
+
+      # The workers of a slice find one another; without that, saving and
+      # stopping together fail where there is more than one.
+      jax.distributed.initialize()
     doctor.require_platform(args.require)
   from peft_jax.train import loop
 

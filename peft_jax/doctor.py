@@ -273,6 +273,11 @@ def find_holders(*, proc: str | os.PathLike[str] = "/proc") -> list[Holder]:
   ]
 
 
+def has_tpu() -> bool:
+  """Whether this machine has a TPU's device files; JAX is not started."""
+  return any(map(_DEVICE_FILES.fullmatch, _device_files()))
+
+
 def report() -> dict[str, Any]:
   """Returns everything that `peft-jax doctor --json` prints.
 
@@ -512,7 +517,7 @@ def _tpu_remedies() -> Iterator[str]:
     return
   if _read_version("libtpu") is None:
     yield 'libtpu is not installed: pip install "jax[tpu]".'
-  if any(map(_DEVICE_FILES.fullmatch, _device_files())):
+  if has_tpu():
     yield "No holder was found; run with sudo to see other users' processes."
   else:
     yield "There is no /dev/accel* or /dev/vfio/*: this is not a TPU VM."
