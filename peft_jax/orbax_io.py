@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 
 def locate(path: str | os.PathLike[str]) -> Any:
@@ -25,6 +24,8 @@ def locate(path: str | os.PathLike[str]) -> Any:
     'gs://bucket/run'
   """
   if "://" in os.fspath(path):
+    from etils import epath
+
     return epath.Path(path)
   return Path(path).absolute()
 
