@@ -135,7 +135,7 @@ def test_search_paths_come_first(tmp_path):
 
 
 def test_a_backbone_dtype_that_t5_cannot_have():
-  with pytest.raises(config.ConfigError, match="BACKBONE_DTYPE.*'float16'"):
+  with pytest.raises(config.ConfigError, match=r"BACKBONE_DTYPE.*'float16'"):
     config.resolve(
       ["recipes/quickstart.gin"],
       ["MODEL_DIR = 'x'", "BACKBONE_DTYPE = 'float16'"],
