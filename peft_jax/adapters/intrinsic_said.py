@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from peft_jax.adapters.base import (
@@ -84,46 +85,64 @@ class IntrinsicSAID(Adapter):
       rows: leaf path -> array, one module per layer.
       own: `theta` and `scaling`.
     """
-    root = jax.random.key(self.seed)
-    moved = {}
-    for i, path in enumerate(sorted(rows)):
+    root, width = jax.random.key(self.seed), _width(own["theta"])
+    paths, keys = sorted(rows), []
+    for path in paths:
       key = jax.random.fold_in(root, zlib.crc32(path.encode()))
-      row = rows[path]
-      change = fastfood(own["theta"], math.prod(row.shape), key)
-      change = change * own["scaling"][i]
+      keys.append(
+        jax.random.split(key, -(-math.prod(rows[path].shape) // width))
+      )
+    # All leaves at once: one program, however many there are.
+    drawn = fastfood(own["theta"], jnp.concatenate(keys))
+    moved, first = {}, 0
+    for path, own_keys, scaling in zip(
+      paths, keys, own["scaling"], strict=True
+    ):
+      row, last = rows[path], first + len(own_keys)
+      change = drawn[first:last].reshape(-1)[: math.prod(row.shape)] * scaling
       moved[path] = row + change.reshape(row.shape).astype(row.dtype)
+      first = last
     return moved
 
 
-def fastfood(theta: Array, size: int, key: Array) -> Array:
-  """Returns a random projection of theta [d] to [size].
+def _width(theta: Array) -> int:
+  """Returns d rounded up to a power of two."""
+  return 1 << (theta.shape[0] - 1).bit_length()
 
-  Blocks of H G P H B, each d rounded up to a power of two (Le et al. 2013): B
+
+def fastfood(theta: Array, keys: Array) -> Array:
+  """Returns random projections of theta [d], one per key.
+
+  Each is H G P H B, on d rounded up to a power of two W (Le et al. 2013): B
   random signs, H the normalised Walsh-Hadamard transform, P a permutation, G
   Gaussian. Divided so that an entry has the variance of theta's mean square.
 
   Example:
-    >>> fastfood(jnp.ones(3), 10, jax.random.key(0)).shape
-    (10,)
+    >>> fastfood(jnp.ones(3), jax.random.split(jax.random.key(0), 5)).shape
+    (5, 4)
 
   Args:
     theta: [d].
-    size: number of entries of the result.
-    key: for the projection, the same one every time.
+    keys: [N], each for a projection, the same one every time.
+
+  Returns:
+    [N, W].
   """
-  width = 1 << (theta.shape[0] - 1).bit_length()
+  width = _width(theta)
   padded = jnp.pad(theta, (0, width - theta.shape[0]))
 
-  def block(key: Array) -> Array:
+  def project(key: Array) -> Array:
     signs, order, gaussian = jax.random.split(key, 3)
     z = hadamard(padded * jax.random.rademacher(signs, (width,), theta.dtype))
     g = jax.random.normal(gaussian, (width,), theta.dtype)
     return hadamard(jax.random.permutation(order, z) * g)
 
-  blocks = -(-size // width)
-  drawn = jax.vmap(block)(jax.random.split(key, blocks))
-  scale = math.sqrt(width / theta.shape[0])
-  return drawn.reshape(-1)[:size] * scale
+  return jax.vmap(project)(keys) * math.sqrt(width / theta.shape[0])
+
+
+# Sylvester's matrix of 2^n is the Kronecker product of smaller ones: a few
+# matrix products take the place of n rounds of additions.
+_FACTOR = 128
 
 
 def hadamard(x: Array) -> Array:
@@ -133,11 +152,22 @@ def hadamard(x: Array) -> Array:
     >>> hadamard(jnp.array([1.0, 0.0, 0.0, 0.0])).tolist()
     [0.5, 0.5, 0.5, 0.5]
   """
-  size = x.shape[0]
-  step = 1
-  while step < size:
-    pairs = x.reshape(-1, 2, step)
-    x = jnp.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
-    x = x.reshape(size)
-    step *= 2
-  return x / math.sqrt(size)
+  rest, done = x.shape[0], 1
+  while rest > 1:
+    factor = min(_FACTOR, rest)
+    rest //= factor
+    x = jnp.einsum(
+      "afb,fg->agb",
+      x.reshape(rest, factor, done),
+      jnp.asarray(_sylvester(factor), x.dtype),
+      precision=jax.lax.Precision.HIGHEST,
+    )
+    done *= factor
+  return x.reshape(done)
+
+
+def _sylvester(size: int) -> np.ndarray:
+  """Returns Sylvester's matrix [size, size], normalised."""
+  row = np.arange(size)
+  shared = np.bitwise_count(row[:, None] & row[None, :])
+  return (1.0 - 2.0 * (shared % 2)) / math.sqrt(size)

@@ -639,7 +639,7 @@ def sylvester(size):
   return np.kron([[1, 1], [1, -1]], sylvester(size // 2))
 
 
-@pytest.mark.parametrize("size", [1, 2, 16])
+@pytest.mark.parametrize("size", [1, 2, 16, 512])
 def test_hadamard_is_sylvesters_matrix(size):
   x = draw(size)
   expected = sylvester(size) @ x / math.sqrt(size)
@@ -648,27 +648,29 @@ def test_hadamard_is_sylvesters_matrix(size):
 
 def test_fastfood_is_linear_and_of_blocks_h_g_p_h_b():
   """Of theta's unit vectors it is the matrix; H undoes its first factor."""
-  project = jax.jit(lambda theta: intrinsic_said.fastfood(theta, 40, KEY))
-  matrix = np.stack([project(unit) for unit in jnp.eye(16)], axis=1)
+  keys = jax.random.split(KEY, 2)
+  project = jax.jit(lambda theta: intrinsic_said.fastfood(theta, keys))
+  blocks = np.stack([project(unit) for unit in jnp.eye(16)], axis=2)
   theta = draw(16)
-  close(project(jnp.asarray(theta)), matrix @ theta)
+  close(project(jnp.asarray(theta)), blocks @ theta)
   h = sylvester(16)
-  for block in (matrix[:16], matrix[16:32]):
+  for block in blocks:
     rotated = h @ block  # G P H B, of entries +-g
     close(np.abs(rotated), np.tile(np.abs(rotated[:, :1]), 16))
     signs = np.sign(rotated)
     # Without the signs of G and of B the rows are H's in another order.
     rows = [tuple(row * signs[0] * row[0] * signs[0, 0]) for row in signs]
     assert sorted(rows) == sorted(map(tuple, h)) and rows != [*map(tuple, h)]
-  assert np.abs(matrix[:16] - matrix[16:32]).max() > 0.1
+  assert np.abs(blocks[0] - blocks[1]).max() > 0.1
 
 
 @pytest.mark.parametrize("dimension", [1, 100])
 def test_fastfood_keeps_the_mean_square(dimension):
   theta = 3 * draw(dimension) + 1
-  project = jax.jit(intrinsic_said.fastfood, static_argnums=1)
-  found = project(theta, 100_001, KEY)
-  assert found.shape == (100_001,)
+  width = {1: 1, 100: 128}[dimension]
+  keys = jax.random.split(KEY, 100_000 // width)
+  found = jax.jit(intrinsic_said.fastfood)(theta, keys)
+  assert found.shape == (len(keys), width)
   square = (theta**2).mean()
   assert np.mean(found**2) == pytest.approx(square, rel=0.1)
   assert abs(np.mean(found)) < 0.02 * np.sqrt(square)

@@ -39,15 +39,18 @@ def adapted(name):
   return model, partition.join(frozen, tiny.randomize(adapter))
 
 
+@functools.cache
+def greedy(model):
+  return jax.jit(
+    functools.partial(decoding.greedy, model, max_decode_length=4, eos_id=-1)
+  )
+
+
 def generate(name, texts, width, left=False):
   model, params = adapted(name)
   tokens, mask = arrays(texts, width, left)
   extra = {} if name == "t5" else {"inputs_mask": mask}
-  return np.asarray(
-    decoding.greedy(
-      model, params, tokens, max_decode_length=4, eos_id=-1, **extra
-    )
-  )
+  return np.asarray(greedy(model)(params, tokens, **extra))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -71,7 +74,9 @@ def test_likelihood(name):
 
   def scores(texts, width, left):
     tokens, mask = arrays(texts, width, left)
-    logits = model.apply({"params": params}, tokens, decoder_segment_ids=mask)
+    logits = tiny.logits(model)(
+      params, {"decoder_input_tokens": tokens, "decoder_segment_ids": mask}
+    )
     last = width - 1 - np.argmax(np.asarray(mask)[:, ::-1], axis=1)
     return np.asarray(logits)[np.arange(len(texts)), last]
 
