@@ -45,7 +45,7 @@ help: ## list these commands
 venv: $(STAMP) ## make .venv with everything the tests need
 install: venv ## the same
 
-test: venv lint ## format check, lint, then all tests
+test: venv lint types ## format check, lint, types, then all tests
 	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: venv ## ruff format --check, ruff check
@@ -56,9 +56,11 @@ format: venv ## let ruff format and fix what it can
 	@$(BIN)/ruff format $(wildcard $(SOURCES))
 	@$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 
-types: venv ## pyright, installed on first use
-	@test -x $(BIN)/pyright || $(PIP) 'pyright[nodejs]'
-	@$(BIN)/pyright --pythonpath $(BIN)/python
+# Errors alone are printed: imports that only an installed package resolves are
+# warnings. A newer pyright than the tested one is nothing to print about.
+types: venv ## pyright
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright \
+	  --pythonpath $(BIN)/python --level error
 
 quickstart: venv ## a first adapter, trained on CPU
 	@$(BIN)/peft-jax quickstart

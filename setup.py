@@ -64,6 +64,7 @@ _T5X = [
 _TEST = [
   *_TRAIN,
   "hypothesis",
+  "pyright[nodejs]>=1.1.400",
   "pytest>=8",
   "pytest-xdist>=3.6",
   "ruff",

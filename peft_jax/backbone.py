@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, networks, orbax_io
+from peft_jax import layout, networks, orbax_io, trees
 from peft_jax.checkpoint import read_npz, read_orbax
 
 FILE_NAME = "backbone.json"
@@ -61,7 +60,7 @@ def save(
   orbax_io.write(partial / PARAMS, tree)
   leaves = {
     path: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
-    for path, leaf in sorted(flatten_dict(tree, sep="/").items())
+    for path, leaf in sorted(trees.flatten(tree).items())
   }
   text = json.dumps({"model": dict(model), "leaves": leaves}, indent=2)
   (partial / FILE_NAME).write_text(text + "\n")
@@ -91,18 +90,18 @@ def restore(
   Raises:
     BackboneError: naming the leaves that are missing, extra or misshapen.
   """
-  path = orbax_io.locate(path)
-  if path.suffix == ".npz":
-    tree = unflatten_dict(read_npz(path), sep="/")
-  elif (path / PARAMS).is_dir():
-    tree = unflatten_dict(read_orbax(path / PARAMS), sep="/")
+  where = orbax_io.locate(path)
+  if where.suffix == ".npz":
+    tree = trees.unflatten(read_npz(where))
+  elif (where / PARAMS).is_dir():
+    tree = trees.unflatten(read_orbax(where / PARAMS))
   else:
     raise BackboneError(
       f"expected a backbone directory with {FILE_NAME}, or an .npz file, found"
-      f" {'another directory' if path.is_dir() else 'nothing'} at {path}."
+      f" {'another directory' if where.is_dir() else 'nothing'} at {where}."
     )
   tree = layout.like(tree, spec)
-  check_fits(tree, spec, source=str(path))
+  check_fits(tree, spec, source=str(where))
   tree = layout.cast(tree, dtype)
   if shardings is None:
     return jax.tree.map(jnp.asarray, tree)
@@ -115,7 +114,7 @@ def check_fits(tree: Any, spec: Any, *, source: str) -> None:
   Raises:
     BackboneError: naming what is missing, extra or misshapen.
   """
-  found, wanted = flatten_dict(tree, sep="/"), flatten_dict(spec, sep="/")
+  found, wanted = trees.flatten(tree), trees.flatten(spec)
   missing = sorted(wanted.keys() - found.keys())
   extra = sorted(found.keys() - wanted.keys())
   if missing:

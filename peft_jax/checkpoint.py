@@ -16,9 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, orbax_io
+from peft_jax import layout, orbax_io, trees
 from peft_jax import manifest as manifests
 from peft_jax.inject import Adapted
 from peft_jax.manifest import Manifest
@@ -79,7 +78,7 @@ def save(
   partial = directory.with_name(directory.name + ".partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
-  flat = flatten_dict(leaves, sep="/")
+  flat = trees.flatten(leaves)
   np.savez(partial / NPZ, **flat)
   orbax_io.write(partial / ORBAX, leaves)
   text = json.dumps(manifests.to_json(manifest), indent=2, sort_keys=True)
@@ -105,11 +104,11 @@ def load(directory: str | Path) -> tuple[Manifest, dict]:
     ManifestError: if the manifest is missing or broken.
     AdapterError: if a leaf is missing, extra, misshapen or altered.
   """
-  directory = orbax_io.locate(directory)
-  manifest = manifests.read(directory)
-  leaves = read_orbax(directory / ORBAX)
-  verify(manifest, leaves, source=str(directory))
-  return manifest, unflatten_dict(leaves, sep="/")
+  where = orbax_io.locate(directory)
+  manifest = manifests.read(where)
+  leaves = read_orbax(where / ORBAX)
+  verify(manifest, leaves, source=str(where))
+  return manifest, trees.unflatten(leaves)
 
 
 def restore(
@@ -169,7 +168,7 @@ def check_fits(leaves: Any, spec: Any, *, source: str) -> None:
   Raises:
     AdapterError: with the number and the first of the leaves that differ.
   """
-  found = {p: tuple(x.shape) for p, x in flatten_dict(leaves, sep="/").items()}
+  found = {p: tuple(x.shape) for p, x in trees.flatten(leaves).items()}
   wanted = _per_layer_shapes(spec)
   extra = sorted(found.keys() - wanted.keys())
   missing = sorted(wanted.keys() - found.keys())
@@ -236,7 +235,7 @@ def read_orbax(path: Path) -> dict[str, np.ndarray]:
       f"expected an Orbax checkpoint at {path}, found one that cannot be read"
       f" ({str(error)[:200]}). Nothing was loaded; copy the adapter again."
     ) from error
-  return flatten_dict(tree, sep="/")
+  return trees.flatten(tree)
 
 
 def _storable(leaf: Any) -> np.ndarray:
@@ -250,7 +249,7 @@ def _storable(leaf: Any) -> np.ndarray:
 def _per_layer_shapes(spec: Any) -> dict[str, tuple[int, ...]]:
   return {
     path: shape
-    for stacked, leaf in flatten_dict(spec, sep="/").items()
+    for stacked, leaf in trees.flatten(spec).items()
     for path, shape in layout.rows_of(stacked, leaf)
   }
 

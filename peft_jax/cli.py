@@ -266,7 +266,7 @@ def _check(args: Any) -> None:
 
   resolved = _resolve(args)
   config = resolved.config
-  model = Adapted(config.network, config.adapters)
+  model = Adapted(config.network, config.rules)
   params = shapes_of(model)["params"]
   print(partition.format_rule_table(partition.rule_table(params, model)))
   counts = partition.counts(params, model)
@@ -330,6 +330,8 @@ def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _export(args: Any) -> None:
+  from flax import linen as nn
+
   from peft_jax import checkpoint, reparametrization
   from peft_jax import manifest as manifests
   from peft_jax.inject import Adapted
@@ -337,7 +339,7 @@ def _export(args: Any) -> None:
 
   found, leaves = checkpoints.read(args.adapter, step=args.step)
   rules = [manifests.rule_from_json(rule) for rule in found.rules]
-  leaves, model = reparametrization.drop(leaves, Adapted(None, rules))
+  leaves, model = reparametrization.drop(leaves, Adapted(nn.Module(), rules))
   checkpoint.save(
     args.to,
     leaves,

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+
+from peft_jax import trees
 
 Array = jax.Array
 Ids = int | Sequence[int]
@@ -583,12 +584,12 @@ def _reorder(cache: Any, beams: Array) -> Any:
     grouped = x.reshape(lead + beams.shape + tail)
     return jnp.take_along_axis(grouped, places, axis=-4).reshape(x.shape)
 
-  flat = flatten_dict(cache)
-  return unflatten_dict(
-    {
-      path: take(x)
-      if x.ndim >= 4 and (*path[:-1], "cache_index") in flat
-      else x
-      for path, x in flat.items()
-    }
+  flat = trees.flatten(cache)
+
+  def grows(path: str) -> bool:
+    module = path.rpartition("/")[0]
+    return flat[path].ndim >= 4 and f"{module}/cache_index" in flat
+
+  return trees.unflatten(
+    {path: take(x) if grows(path) else x for path, x in flat.items()}
   )

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import FrozenDict, unfreeze
 from flax.linen.partitioning import AxisMetadata
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, places, sharding
+from peft_jax import layout, places, sharding, trees
 from peft_jax.adapters.base import Adapter, Leaf
 from peft_jax.places import Trace
 from peft_jax.rules import (
@@ -82,12 +81,13 @@ class Adapted:
       TargetError: if a rule matches no module, or two claim one.
     """
     wanted = self._wanted(args, kwargs)
-    root = rngs["params"] if isinstance(rngs, Mapping) else rngs
+    several = isinstance(rngs, Mapping)
+    root = rngs["params"] if several else rngs
     external = {path: _draw(root, path, leaf) for path, leaf in wanted.items()}
     trace = self._trace(external)
     with nn.intercept_methods(self._interceptor(trace)):
       variables = self.network.init(rngs, *args, **kwargs)
-    own = flatten_dict(_plain(variables["params"]), sep="/")
+    own = trees.flatten(_plain(variables["params"]))
     self._check_coverage(trace, own)
     beside = self.layers_beside(own)
     if not external and not beside:
@@ -103,7 +103,7 @@ class Adapted:
     """Calls the network on given variables; as `network.apply`."""
     trace = self._trace({})
     if any(map(_needs_parameters, self.rules)):
-      params = flatten_dict(_plain(variables["params"]), sep="/")
+      params = trees.flatten(_plain(variables["params"]))
       trace.values = params
       variables = {**variables, "params": self.effective(params)}
     with nn.intercept_methods(self._interceptor(trace)):
@@ -133,12 +133,12 @@ class Adapted:
           if path.startswith(scope)
         }
         targets = {p: x for p, x in result.items() if self.targets(rule, p)}
-        tree = unflatten_dict(targets, sep="/")
-        rows = flatten_dict(layout.to_layers(tree), sep="/")
+        tree = trees.unflatten(targets)
+        rows = trees.flatten(layout.to_layers(tree))
         rows = rule.adapter.transform(rows, own)  # pyright: ignore
-        tree = layout.like(unflatten_dict(rows, sep="/"), tree)
-        result |= flatten_dict(tree, sep="/")
-    return unflatten_dict(result, sep="/")
+        tree = layout.like(trees.unflatten(rows), tree)
+        result |= trees.flatten(tree)
+    return trees.unflatten(result)
 
   def clone(self, **kwargs: Any) -> "Adapted":
     """Returns a copy whose network has some fields replaced."""
@@ -312,7 +312,7 @@ class Adapted:
       variables = jax.eval_shape(
         functools.partial(self.network.init, **kwargs), jax.random.key(0), *args
       )
-    return trace, flatten_dict(_plain(variables["params"]), sep="/")
+    return trace, trees.flatten(_plain(variables["params"]))
 
   def _wanted(self, args: tuple, kwargs: dict) -> dict[str, Leaf]:
     """Returns path -> leaf of all that lies outside of modules."""
@@ -431,10 +431,10 @@ def _plain(tree: Any) -> dict:
 def _extended(variables: Any, leaves: Mapping[str, Any], axes: Any) -> Any:
   """Returns the variables with more leaves and their logical axes."""
   result = _plain(variables)
-  params = flatten_dict(_plain(result["params"]), sep="/")
-  result["params"] = unflatten_dict(params | dict(leaves), sep="/")
-  names = flatten_dict(_plain(result["params_axes"]), sep="/")
+  params = trees.flatten(_plain(result["params"]))
+  result["params"] = trees.unflatten(params | dict(leaves))
+  names = trees.flatten(_plain(result["params_axes"]))
   for path in leaves:
     names[f"{path}_axes"] = AxisMetadata(axes[path])
-  result["params_axes"] = unflatten_dict(names, sep="/")
+  result["params_axes"] = trees.unflatten(names)
   return type(variables)(result)

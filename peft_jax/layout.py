@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+
+from peft_jax import trees
 
 # The module that scans, relative to the network.
 _SCANNED = re.compile(r"(encoder|decoder)/(layers|\1)/(.+)")
@@ -49,8 +50,8 @@ def dtypes(dtype: Any, like: Any) -> dict[str, Any]:
     like: tree whose leaves are meant.
   """
   if isinstance(dtype, Mapping):
-    return flatten_dict(dtype, sep="/")
-  return dict.fromkeys(flatten_dict(like, sep="/"), dtype)
+    return trees.flatten(dtype)
+  return dict.fromkeys(trees.flatten(like), dtype)
 
 
 def cast(tree: Any, dtype: Any) -> dict:
@@ -61,9 +62,9 @@ def cast(tree: Any, dtype: Any) -> dict:
     'float32'
   """
   found = dtypes(dtype, tree)
-  flat = flatten_dict(tree, sep="/")
-  return unflatten_dict(
-    {path: leaf.astype(found[path]) for path, leaf in flat.items()}, sep="/"
+  flat = trees.flatten(tree)
+  return trees.unflatten(
+    {path: leaf.astype(found[path]) for path, leaf in flat.items()}
   )
 
 
@@ -121,7 +122,7 @@ def is_scanned(params: Any) -> bool:
     >>> is_scanned({"encoder": {"layers": {"mlp": {"scale": None}}}})
     True
   """
-  return any(is_stacked(path) for path in flatten_dict(params, sep="/"))
+  return any(is_stacked(path) for path in trees.flatten(params))
 
 
 def to_layers(params: Any) -> dict:
@@ -136,14 +137,14 @@ def to_layers(params: Any) -> dict:
     ['layers_0', 'layers_1']
   """
   flat, single = {}, {}
-  for path, leaf in flatten_dict(params, sep="/").items():
+  for path, leaf in trees.flatten(params).items():
     axis = stack_axis(path)
     if axis is None:
       single[path] = leaf
       continue
     for i, (layer, _) in enumerate(rows_of(path, leaf)):
       flat[layer] = leaf[(slice(None),) * axis + (i,)]
-  return unflatten_dict(flat | single, sep="/")
+  return trees.unflatten(flat | single)
 
 
 def to_scanned(params: Any) -> dict:
@@ -155,11 +156,11 @@ def to_scanned(params: Any) -> dict:
     >>> to_scanned(tree)["encoder"]["layers"]["scale"].shape
     (2, 4)
   """
-  flat = flatten_dict(params, sep="/")
+  flat = trees.flatten(params)
   for (stack, rest), found in _by_stack(flat).items():
     rows = [flat.pop(found[i]) for i in sorted(found)]
     flat[f"{stack}/layers/{rest}"] = _stack(rows, 0)
-  return unflatten_dict(flat, sep="/")
+  return trees.unflatten(flat)
 
 
 def like(params: Any, target: Any) -> dict:
@@ -173,17 +174,17 @@ def like(params: Any, target: Any) -> dict:
     >>> like(tree, target)["encoder"]["layers"]["scale"].shape
     (1, 4)
   """
-  flat = flatten_dict(to_layers(params), sep="/")
+  flat = trees.flatten(to_layers(params))
   rows = _by_stack(flat)
   result = {}
-  for path in flatten_dict(target, sep="/"):
+  for path in trees.flatten(target):
     match = _SCANNED.fullmatch(path)
     found = rows.get((match[1], match[3]), {}) if match else {}
     if match and found:
       axis = stack_axis(path)
       assert axis is not None
       result[path] = _stack([flat.pop(found[i]) for i in sorted(found)], axis)
-  return unflatten_dict(flat | result, sep="/")
+  return trees.unflatten(flat | result)
 
 
 def _by_stack(flat: dict[str, Any]) -> dict[tuple[str, str], dict[int, str]]:

@@ -18,9 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from peft_jax import adapters, layout
+from peft_jax import adapters, layout, trees
 from peft_jax.adapters.base import Adapter
 from peft_jax.orbax_io import locate
 from peft_jax.rules import Rule
@@ -81,7 +80,7 @@ def make(
     rules=[rule_to_json(rule) for rule in rules],
     leaves={
       path: leaf_to_json(leaf)
-      for path, leaf in sorted(flatten_dict(adapter, sep="/").items())
+      for path, leaf in sorted(trees.flatten(adapter).items())
     },
     model=dict(model),
     backbone=dict(backbone),
@@ -282,7 +281,7 @@ def fingerprint(backbone: Any) -> str:
 def _samples(backbone: Any) -> dict[str, tuple[tuple[int, ...], bytes]]:
   """Returns per-layer leaf -> its shape and a few of its values as bytes."""
   found = {}
-  for path, leaf in flatten_dict(backbone, sep="/").items():
+  for path, leaf in trees.flatten(backbone).items():
     axis = layout.stack_axis(path)
     rows = layout.rows_of(path, leaf)
     size = math.prod(rows[0][1])

@@ -3,9 +3,8 @@
 from typing import Any
 
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, partition
+from peft_jax import layout, partition, trees
 from peft_jax.inject import Adapted
 from peft_jax.rules import Rule
 
@@ -46,11 +45,11 @@ def merge(params: Any, model: Adapted, *, dtype: Any = None) -> dict:
       " unmerged, or merge a model without them."
     )
   _, adapter = partition.split(params, model)
-  acted = model.effective(flatten_dict(params, sep="/"))
+  acted = model.effective(trees.flatten(params))
   view = partition.backbone_of(acted, model)
-  kernels = flatten_dict(layout.to_layers(view), sep="/")
+  kernels = trees.flatten(layout.to_layers(view))
   by_site: dict[str, dict[Rule, dict[str, Any]]] = {}
-  for path, leaf in flatten_dict(layout.to_layers(adapter), sep="/").items():
+  for path, leaf in trees.flatten(layout.to_layers(adapter)).items():
     owner = model.rule_of(path)
     assert owner is not None
     rule, site, name = owner
@@ -65,7 +64,7 @@ def merge(params: Any, model: Adapted, *, dtype: Any = None) -> dict:
       kernels[bias] = _fold_bias(kernels[bias], by_rule, model)
   if dtype is not None:
     kernels = {path: leaf.astype(dtype) for path, leaf in kernels.items()}
-  return layout.like(unflatten_dict(kernels, sep="/"), view)
+  return layout.like(trees.unflatten(kernels), view)
 
 
 def _kernel_of(site: str, kernels: dict, by_rule: dict[Rule, Any]) -> str:

@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax.core import FrozenDict, unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout
+from peft_jax import layout, trees
 from peft_jax.inject import Adapted
 
 Params = Any
@@ -19,9 +18,8 @@ class PartitionError(ValueError):
 
 
 def _flat(params: Params) -> dict[str, Any]:
-  return flatten_dict(
-    unfreeze(params) if isinstance(params, FrozenDict) else dict(params),
-    sep="/",
+  return trees.flatten(
+    unfreeze(params) if isinstance(params, FrozenDict) else dict(params)
   )
 
 
@@ -59,7 +57,7 @@ def split(params: Params, model: Adapted) -> tuple[dict, dict]:
         f" none among {len(frozen)} leaves (top level: {sorted(params)})."
         " Make the tree with Adapted.init."
       )
-  return unflatten_dict(frozen, sep="/"), unflatten_dict(adapter, sep="/")
+  return trees.unflatten(frozen), trees.unflatten(adapter)
 
 
 def join(frozen: Params, adapter: Params) -> dict:
@@ -79,7 +77,7 @@ def join(frozen: Params, adapter: Params) -> dict:
       "expected backbone and adapter without common leaves, found"
       f" {len(both)}, first {both[0]!r}. Pass the two results of split."
     )
-  return unflatten_dict(flat | extra, sep="/")
+  return trees.unflatten(flat | extra)
 
 
 def backbone_of(params: Params, model: Adapted) -> dict:
@@ -97,13 +95,12 @@ def backbone_of(params: Params, model: Adapted) -> dict:
   """
   flat = _flat(params)
   beside = model.layers_beside(flat)
-  return unflatten_dict(
+  return trees.unflatten(
     {
       path: leaf
       for path, leaf in flat.items()
       if path not in beside and not model.is_added(path)
-    },
-    sep="/",
+    }
   )
 
 
@@ -116,7 +113,7 @@ def overlay(backbone: Params, adapter: Params) -> dict:
     >>> overlay({"key": {"kernel": 1, "bias": 2}}, {"key": {"bias": 3}})
     {'key': {'kernel': 1, 'bias': 3}}
   """
-  return unflatten_dict(_flat(backbone) | _flat(adapter), sep="/")
+  return trees.unflatten(_flat(backbone) | _flat(adapter))
 
 
 def assemble(backbone: Params, added: Params, model: Adapted) -> dict:
@@ -141,7 +138,7 @@ def assemble(backbone: Params, added: Params, model: Adapted) -> dict:
     layer: flat[path][index]
     for layer, (path, index) in model.layers_beside(flat).items()
   }
-  return unflatten_dict(flat | beside | _flat(added), sep="/")
+  return trees.unflatten(flat | beside | _flat(added))
 
 
 def added_of(params: Params, model: Adapted) -> dict:
@@ -155,7 +152,7 @@ def added_of(params: Params, model: Adapted) -> dict:
   """
   flat = _flat(params)
   added = {path: leaf for path, leaf in flat.items() if model.is_added(path)}
-  return unflatten_dict(added, sep="/")
+  return trees.unflatten(added)
 
 
 def select(tree: Params, like: Params) -> dict:
@@ -169,7 +166,7 @@ def select(tree: Params, like: Params) -> dict:
     KeyError: for a path that `tree` does not have.
   """
   flat = _flat(tree)
-  return unflatten_dict({path: flat[path] for path in _flat(like)}, sep="/")
+  return trees.unflatten({path: flat[path] for path in _flat(like)})
 
 
 def divide(adapter: Params, model: Adapted) -> tuple[dict, dict]:
@@ -191,7 +188,7 @@ def divide(adapter: Params, model: Adapted) -> tuple[dict, dict]:
   for path, leaf in _flat(adapter).items():
     kept = is_constant(path, model)
     (constant if kept else trained)[path] = leaf
-  return unflatten_dict(trained, sep="/"), unflatten_dict(constant, sep="/")
+  return trees.unflatten(trained), trees.unflatten(constant)
 
 
 def is_constant(path: str, model: Adapted) -> bool:

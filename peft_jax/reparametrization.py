@@ -7,9 +7,8 @@ and values that it gives (Li and Liang 2021, section 4.3).
 from typing import Any
 
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout
+from peft_jax import layout, trees
 from peft_jax.inject import Adapted
 from peft_jax.rules import Rule
 
@@ -35,7 +34,7 @@ def drop(adapter: Any, model: Adapted) -> tuple[dict, Adapted]:
     adapter: the adapter's leaves, in either view of the layers.
     model: the network with its rules.
   """
-  rows = flatten_dict(layout.to_layers(adapter), sep="/")
+  rows = trees.flatten(layout.to_layers(adapter))
   kept: dict[str, Any] = {}
   made: dict[tuple[Rule, str], dict[str, Any]] = {}
   shared: dict[tuple[Rule, str], dict[str, Any]] = {}
@@ -54,7 +53,7 @@ def drop(adapter: Any, model: Adapted) -> tuple[dict, Adapted]:
     common = shared.get((rule, rule.adapter.group(site)), {})
     flat = rule.adapter.flatten(leaves, common)  # pyright: ignore
     kept |= {f"{site}/{rule.name}/{name}": x for name, x in flat.items()}
-  return unflatten_dict(kept, sep="/"), plain(model)
+  return trees.unflatten(kept), plain(model)
 
 
 def plain(model: Adapted) -> Adapted:

@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+from flax import linen as nn
 from flax.linen import partitioning as flax_partitioning
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from peft_jax import trees
 
 Rules = Sequence[tuple[str, str | None]]
 
@@ -44,7 +46,7 @@ DEFAULT_RULES: Rules = (
 
 # A parameter or activation with its logical axes, as T5X reads them.
 param_with_axes = flax_partitioning.param_with_axes
-constrain = flax_partitioning.with_sharding_constraint
+constrain = flax_partitioning.with_sharding_constraint  # pyright: ignore
 
 
 class ShardingError(ValueError):
@@ -55,7 +57,7 @@ def make_mesh(
   *,
   data: int | None = None,
   model: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """Returns a mesh with the axes `data` and `model`.
 
@@ -96,7 +98,7 @@ def use(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
     >>> with use(make_mesh()):
     ...   pass
   """
-  with jax.set_mesh(mesh), flax_partitioning.axis_rules(rules):
+  with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     yield
 
 
@@ -108,7 +110,7 @@ def axis_names(params_axes: Any) -> dict[str, tuple[str | None, ...]]:
     >>> axis_names({"query": {"kernel_axes": AxisMetadata(("embed", "kv"))}})
     {'query/kernel': ('embed', 'kv')}
   """
-  flat = flatten_dict(dict(params_axes), sep="/")
+  flat = trees.flatten(dict(params_axes))
   return {
     path.removesuffix("_axes"): tuple(metadata.names)
     for path, metadata in flat.items()
@@ -150,7 +152,7 @@ def shardings(
     ShardingError: if a leaf of `params` has no logical axes.
   """
   names = axis_names(params_axes)
-  flat = flatten_dict(params, sep="/")
+  flat = trees.flatten(params)
   missing = sorted(set(flat) - set(names))
   if missing:
     raise ShardingError(
@@ -167,8 +169,8 @@ def shardings(
     ]
     return NamedSharding(mesh, PartitionSpec(*fitting))
 
-  return unflatten_dict(
-    {path: place(path, leaf) for path, leaf in flat.items()}, sep="/"
+  return trees.unflatten(
+    {path: place(path, leaf) for path, leaf in flat.items()}
   )
 
 

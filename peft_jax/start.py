@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout, partition
+from peft_jax import layout, partition, trees
 from peft_jax.adapters import fish_mask, prefix
 from peft_jax.inject import Adapted
 from peft_jax.networks.positions import rotate
@@ -47,8 +46,8 @@ def from_backbone(params: Any, model: Adapted, key: Array) -> dict:
   if not any(rule.adapter.reads_backbone for rule in model.rules):
     return params
   frozen, adapter = partition.split(params, model)
-  backbone = _Layers(flatten_dict(frozen, sep="/"))
-  rows = flatten_dict(layout.to_layers(adapter), sep="/")
+  backbone = _Layers(trees.flatten(frozen))
+  rows = trees.flatten(layout.to_layers(adapter))
   by_site: dict[tuple, dict[str, Array]] = {}
   for path, leaf in rows.items():
     owner = model.rule_of(path)
@@ -61,7 +60,7 @@ def from_backbone(params: Any, model: Adapted, key: Array) -> dict:
     drawn = jax.random.fold_in(key, zlib.crc32(scope.encode()))
     started = rule.adapter.start(leaves, site, backbone, drawn)
     rows |= {f"{scope}/{name}": leaf for name, leaf in started.items()}
-  started = layout.like(unflatten_dict(rows, sep="/"), adapter)
+  started = layout.like(trees.unflatten(rows), adapter)
   return partition.join(frozen, started)
 
 
@@ -96,22 +95,22 @@ def from_fisher(
   Raises:
     ValueError: if there is no batch.
   """
-  flat = flatten_dict(params, sep="/")
+  flat = trees.flatten(params)
   for rule in model.rules:
     if not isinstance(rule.adapter, fish_mask.FishMask):
       continue
     targets = {path: flat[path] for path in flat if model.targets(rule, path)}
     information = fish_mask.fisher(
-      lambda found, batch: loss(unflatten_dict(flat | found, sep="/"), batch),
+      lambda found, batch: loss(trees.unflatten(flat | found), batch),
       targets,
       batches,
     )
-    rows = layout.to_layers(unflatten_dict(information, sep="/"))
+    rows = layout.to_layers(trees.unflatten(information))
     scope = f"{rule.name}_shared/all"
     k = flat[f"{scope}/values"].shape[0]
-    for name, value in fish_mask.choose(flatten_dict(rows, sep="/"), k).items():
+    for name, value in fish_mask.choose(trees.flatten(rows), k).items():
       flat[f"{scope}/{name}"] = jax.numpy.asarray(value)
-  return unflatten_dict(flat, sep="/")
+  return trees.unflatten(flat)
 
 
 def prefix_from_words(
@@ -169,10 +168,8 @@ def prefix_from_words(
     capture_intermediates=lambda module, _: module.name in _KEYS_AND_VALUES,
     mutable=["intermediates"],
   )
-  captured = flatten_dict(state["intermediates"], sep="/")
-  rows = flatten_dict(
-    layout.to_layers(partition.added_of(params, model)), sep="/"
-  )
+  captured = trees.flatten(state["intermediates"])
+  rows = trees.flatten(layout.to_layers(partition.added_of(params, model)))
   for path, leaf in rows.items():
     owner = model.rule_of(path)
     assert owner is not None
@@ -192,7 +189,7 @@ def prefix_from_words(
         f" {leaf.shape[0]}, found {found.shape[0]}. Set its length to that."
       )
     rows[path] = found.astype(leaf.dtype)
-  started = layout.like(unflatten_dict(rows, sep="/"), params)
+  started = layout.like(trees.unflatten(rows), params)
   return partition.overlay(params, started)
 
 

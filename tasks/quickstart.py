@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -190,12 +191,12 @@ def register() -> None:
   """Registers the held-out task and a sample of the mixture with SeqIO."""
   for name, rows in ((TASK, _rows), (MIXTURE, _mixture_rows)):
     seqio.TaskRegistry.remove(name)
+    source: Any = seqio.FunctionDataSource(
+      functools.partial(_dataset, rows=rows), splits=("train", "validation")
+    )
     seqio.TaskRegistry.add(
       name,
-      source=seqio.FunctionDataSource(
-        functools.partial(_dataset, rows=rows),
-        splits=("train", "validation"),
-      ),
+      source=source,
       preprocessors=preprocessors.to_tokens(cacheable=False),
       output_features=vocabularies.text_features(vocabularies.load("bytes")),
       metric_fns=[metrics.accuracy],
@@ -211,7 +212,7 @@ def _dataset(
 ) -> tf.data.Dataset:
   del shuffle_files, seed
   found = rows(split)
-  columns = {key: [row[key] for row in found] for key in found[0]}
+  columns: Any = {key: [row[key] for row in found] for key in found[0]}
   return tf.data.Dataset.from_tensor_slices(columns)
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import seqio
 
@@ -196,8 +197,9 @@ def _task(
 
 
 def _num_train(spec: Spec, *, task: seqio.Task) -> float:
-  if isinstance(task.source, sources.JsonLinesSource):
-    return float(task.source.num_input_examples("train"))
+  source: Any = task.source
+  if isinstance(source, sources.JsonLinesSource):
+    return float(source.num_input_examples("train"))
   return float(spec.num_train)
 
 

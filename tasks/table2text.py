@@ -103,7 +103,7 @@ def _rows(content: bytes, *, whole: bool) -> list[dict[str, str]]:
 def _dataset(
   rows: Sequence[Mapping[str, str]], shuffle: bool, seed: int | None
 ) -> tf.data.Dataset:
-  columns = {
+  columns: Any = {
     name: tf.constant([_text(row, name) for row in rows]) for name in rows[0]
   }
   dataset = tf.data.Dataset.from_tensor_slices(columns)

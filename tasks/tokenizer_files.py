@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import seqio
 import tensorflow as tf
@@ -78,7 +79,8 @@ class TokenizersVocabulary(seqio.Vocabulary):
 
   def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
     def encode(text: tf.Tensor) -> tf.Tensor:
-      ids = self._encode(text.numpy().decode("utf-8"))
+      found: Any = text.numpy()
+      ids = self._encode(found.decode("utf-8"))
       return tf.constant(ids, tf.int32, shape=(len(ids),))
 
     ids = tf.py_function(encode, [s], tf.int32)

@@ -1,6 +1,7 @@
 """Prefix tuning: learned keys and values in every attention (ACL 2021)."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -143,7 +144,7 @@ class Prefix(Adapter):
     }
 
   def _made(
-    self, leaves: dict[str, Array], shared: dict[str, Array]
+    self, leaves: Mapping[str, Array], shared: Mapping[str, Array]
   ) -> tuple[Array, Array]:
     """Returns key and value, [P, H*K], as the network makes them."""
     hidden = shared["embedding"] @ shared["hidden"]

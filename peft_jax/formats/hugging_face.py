@@ -16,9 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout
+from peft_jax import layout, trees
 from peft_jax.formats import architectures, safetensors_io
 from peft_jax.formats.architectures import Architecture, Module
 from peft_jax.formats.safetensors_io import FormatError, Tensors
@@ -118,7 +117,7 @@ def load(
   """
   architecture = architectures.of(read_config(directory))
   tensors = safetensors_io.open_directory(folder_of(directory))
-  spec = flatten_dict(shapes(network), sep="/")
+  spec = trees.flatten(shapes(network))
   prefix = _file_prefix(architecture, tensors)
   places = {
     layer: _place(architecture, layer, prefix)
@@ -126,17 +125,16 @@ def load(
     for layer, _ in layout.rows_of(path, leaf)
   }
   _check(architecture, places, spec, tensors, directory)
-  targets = flatten_dict(shardings, sep="/") if shardings is not None else {}
+  targets = trees.flatten(shardings) if shardings is not None else {}
   dtypes = layout.dtypes(dtype, shapes(network))
   read = lambda layer, shape: _read(
     tensors, places[layer], shape, network.config
   )
-  return unflatten_dict(
+  return trees.unflatten(
     {
       path: _assemble(path, leaf, read, dtypes[path], targets.get(path))
       for path, leaf in spec.items()
-    },
-    sep="/",
+    }
   )
 
 
@@ -312,7 +310,7 @@ def save(
     )
   architecture = architectures.of(read_config(like))
   tensors = safetensors_io.open_directory(like)
-  flat = flatten_dict(layout.to_layers(params), sep="/")
+  flat = trees.flatten(layout.to_layers(params))
   prefix = _file_prefix(architecture, tensors)
   places = {path: _place(architecture, path, prefix) for path in flat}
   _check(architecture, places, flat, tensors, like)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import layout
+from peft_jax import layout, trees
 from peft_jax.adapters import IA3, Bottleneck, DoRA, LoRA, Prefix, Prompt
 from peft_jax.adapters.base import Adapter
 from peft_jax.formats import architectures, hugging_face, safetensors_io
@@ -120,9 +119,7 @@ def read(directory: str | Path, base: str | Path, network: Any) -> Imported:
   found = sum(leaf.size for leaf in leaves.values())
   if found != count:
     notes.append(f"{count:,} parameters in the file are {found:,} here.")
-  return Imported(
-    tuple(rules), unflatten_dict(leaves, sep="/"), tuple(notes), count
-  )
+  return Imported(tuple(rules), trees.unflatten(leaves), tuple(notes), count)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
@@ -145,8 +142,7 @@ class _Tables:
     self.config = network.config
     flat = layout.to_layers(hugging_face.shapes(network))
     self.shapes = {
-      path: tuple(leaf.shape)
-      for path, leaf in flatten_dict(flat, sep="/").items()
+      path: tuple(leaf.shape) for path, leaf in trees.flatten(flat).items()
     }
     modules = {path.rpartition("/")[0] for path in self.shapes}
     self._sites: dict[str, list[_Site]] = {}

@@ -144,7 +144,8 @@ def write(path: str | Path, arrays: Mapping[str, Any]) -> None:
     path: replaced if it exists, and only once all is written.
     arrays: name -> array, read when its turn comes.
   """
-  path, header, offset = Path(path), {"__metadata__": {"format": "pt"}}, 0
+  path, offset = Path(path), 0
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   for name, array in arrays.items():
     dtype = np.dtype(array.dtype)
     end = offset + dtype.itemsize * int(np.prod(array.shape, dtype=np.int64))

@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import serialization
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from peft_jax import backbone, layout
+from peft_jax import backbone, layout, trees
 from peft_jax.checkpoint import read_orbax
 from peft_jax.formats.safetensors_io import FormatError
 from peft_jax.orbax_io import locate
@@ -47,10 +46,10 @@ def load(
     FormatError: for what is no T5X checkpoint.
     BackboneError: naming the leaves that are missing, extra or misshapen.
   """
-  rows = flatten_dict(layout.to_layers(read(path)), sep="/")
+  rows = trees.flatten(layout.to_layers(read(path)))
   wanted = {
     layer: shape
-    for name, leaf in flatten_dict(spec, sep="/").items()
+    for name, leaf in trees.flatten(spec).items()
     for layer, shape in layout.rows_of(name, leaf)
   }
   for name, leaf in rows.items():
@@ -58,7 +57,7 @@ def load(
     # scalable_t5 keeps the head axes of attention kernels apart.
     if shape and leaf.ndim > len(shape) and leaf.size == np.prod(shape):
       rows[name] = leaf.reshape(shape)
-  tree = layout.like(unflatten_dict(rows, sep="/"), spec)
+  tree = layout.like(trees.unflatten(rows), spec)
   backbone.check_fits(tree, spec, source=str(path))
   tree = layout.cast(tree, dtype)
   if shardings is None:
@@ -72,29 +71,29 @@ def read(path: str | Path) -> dict:
   Raises:
     FormatError: for what is no T5X checkpoint.
   """
-  path = locate(path)
-  if path.is_file():
-    return _read_msgpack(path)
-  if (path / _ORBAX).is_dir():
-    flat = read_orbax(path / _ORBAX)
+  where = locate(path)
+  if where.is_file():
+    return _read_msgpack(where)
+  if (where / _ORBAX).is_dir():
+    flat = read_orbax(where / _ORBAX)
     found = {
       name.removeprefix("target/"): leaf
       for name, leaf in flat.items()
       if name.startswith("target/")
     }
-    return unflatten_dict(found or flat, sep="/")
-  if (path / _INDEX).is_file():
-    small = flatten_dict(_read_msgpack(path / _INDEX), sep="/")
+    return trees.unflatten(found or flat)
+  if (where / _INDEX).is_file():
+    small = trees.flatten(_read_msgpack(where / _INDEX))
     # Where a large parameter would be, the index has the place of its array.
     flat = {k: v for k, v in small.items() if isinstance(v, np.ndarray)}
-    for folder in sorted(path.glob(f"{_TARGET}*")):
+    for folder in sorted(where.glob(f"{_TARGET}*")):
       name = folder.name.removeprefix(_TARGET).replace(".", "/")
       flat[name] = _read_zarr(folder)
-    return unflatten_dict(flat, sep="/")
+    return trees.unflatten(flat)
   raise FormatError(
     "expected a T5X checkpoint: a msgpack file, or a folder checkpoint_N with"
     f" a file {_INDEX} or a folder {_ORBAX}, found"
-    f" {'another folder' if path.is_dir() else 'nothing'} at {path}."
+    f" {'another folder' if where.is_dir() else 'nothing'} at {where}."
   )
 
 

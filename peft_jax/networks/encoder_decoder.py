@@ -26,7 +26,11 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(
-    self, tokens: Array, mask: Array, positions: Array, deterministic: bool
+    self,
+    tokens: Array,
+    mask: Array | None,
+    positions: Array,
+    deterministic: bool,
   ) -> Array:
     """tokens: [B, T]; mask: [B, 1, T, T]; positions: [B, T] -> [B, T, D]."""
     cfg = self.config
@@ -69,7 +73,7 @@ class Decoder(nn.Module):
     encoded: Array | None,
     tokens: Array,
     mask: Array | None,
-    cross_mask: Array,
+    cross_mask: Array | None,
     positions: Array | None,
     deterministic: bool,
     decode: bool,
@@ -292,7 +296,7 @@ def _decoder_masks(
   real: Array,
   encoder_segment_ids: Array | None,
   decoder_segment_ids: Array | None,
-) -> tuple[Array, Array]:
+) -> tuple[Array | None, Array | None]:
   """Returns the causal mask [B, 1, T, T] and the cross mask [B, 1, T, S]."""
   steps = jnp.broadcast_to(jnp.arange(real.shape[1]), real.shape)
   mask = combine_masks(

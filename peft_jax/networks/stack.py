@@ -212,6 +212,7 @@ def embed(
   if cfg.embedding_scale != 1.0:
     x = x * jnp.asarray(cfg.embedding_scale, x.dtype)
   if cfg.positions == "learned":
+    assert positions is not None
     x = x + PositionEmbed(
       num_embeddings=cfg.max_positions,
       features=cfg.emb_dim,
@@ -252,7 +253,7 @@ def apply_layers(
     layer,
     variable_axes={"params": 0, "cache": 0},
     split_rngs={"params": True, "dropout": True},
-    in_axes=(nn.broadcast,) * len(args),
+    in_axes=(nn.broadcast,) * len(args),  # pyright: ignore
     length=length,
     axis_name="layers",
   )

@@ -244,7 +244,7 @@ def adafactor(
     del extra_args
     return _update(settings, updates, state, params)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
 
 def _check_variant(
@@ -342,7 +342,7 @@ def _update(
       gradients, parameters, slots, strict=True
     )
   ]
-  count = optax.safe_increment(state.count)
+  count = jnp.asarray(optax.safe_increment(state.count))
   return treedef.unflatten([change for change, _ in results]), AdafactorSlots(
     count, *_trees(treedef, [leaf for _, leaf in results])
   )

@@ -209,7 +209,7 @@ def starting_at(schedule: optax.Schedule, *, step: int) -> optax.Schedule:
   _checks.whole("step", step, 0)
 
   def shifted(count: jax.typing.ArrayLike) -> jax.Array:
-    return schedule(jnp.maximum(count - step, 0))
+    return jnp.asarray(schedule(jnp.maximum(count - step, 0)))
 
   return shifted
 

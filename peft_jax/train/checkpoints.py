@@ -14,10 +14,9 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
-from peft_jax import checkpoint, layout
+from peft_jax import checkpoint, layout, trees
 from peft_jax import manifest as manifests
 from peft_jax.manifest import Manifest
 from peft_jax.orbax_io import locate
@@ -109,7 +108,7 @@ class Checkpoints:
       raise CheckpointError(
         f"expected a checkpoint in {self._manager.directory}, found none."
       )
-    _, leaves = read(self._manager.directory.parent, step=step)
+    _, leaves = read(str(self._manager.directory.parent), step=step)
     source = f"{self._manager.directory}/{step}"
     checkpoint.check_fits(leaves, state.adapter, source=source)
     try:
@@ -184,7 +183,7 @@ def read(
   manifest = manifests.from_json(values, source=str(folder))
   leaves = checkpoint.read_orbax(folder / "adapter")
   checkpoint.verify(manifest, leaves, source=str(folder))
-  return manifest, unflatten_dict(leaves, sep="/")
+  return manifest, trees.unflatten(leaves)
 
 
 def load_adapter(directory: str | Path) -> tuple[Manifest, dict]:

@@ -16,9 +16,10 @@ import gin
 import numpy as np
 import optax
 from flax import linen as nn
+from gin import config as gin_parser
 
 from peft_jax.losses import Normalization
-from peft_jax.rules import Rule
+from peft_jax.rules import Rule, flatten
 
 
 class ConfigError(ValueError):
@@ -148,6 +149,11 @@ class Config:
         f" {dict(self.task_feature_lengths)}."
       )
 
+  @property
+  def rules(self) -> tuple[Rule, ...]:
+    """The rules of all adapters, in order."""
+    return flatten(self.adapters)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapters:
@@ -226,7 +232,7 @@ def resolve(
   gin.clear_config()
   folders = [*map(Path, search_paths), Path(), gin_directory()]
   # For files that include others; gin keeps the list as long as it runs.
-  gin.config._LOCATION_PREFIXES[:] = [str(folder) for folder in folders[::-1]]
+  gin_parser._LOCATION_PREFIXES[:] = [str(folder) for folder in folders[::-1]]
   files = [str(find_file(name, folders)) for name in gin_files]
   try:
     gin.parse_config_files_and_bindings(
@@ -243,7 +249,7 @@ def resolve(
   )
 
 
-def read_adapters(gin_file: str) -> Sequence[Rule | Sequence]:
+def read_adapters(gin_file: str) -> tuple[Rule, ...]:
   """Returns the rules of one adapter file.
 
   Example:
@@ -260,7 +266,7 @@ def read_adapters(gin_file: str) -> Sequence[Rule | Sequence]:
     "from peft_jax.train import config\n"
     "config.Adapters.rules = %ADAPTERS\n"
   )
-  return gin.get_configurable(Adapters)().rules
+  return flatten(gin.get_configurable(Adapters)().rules)
 
 
 def find_file(name: str, folders: Sequence[Path]) -> Path:

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from peft_jax.tasks import prepare
 from peft_jax.tasks.sources import DataError
 from peft_jax.train.config import Config, ConfigError
-from peft_jax.train.features import EncoderDecoder, Features
+from peft_jax.train.features import EncoderDecoder, Features, end_id
 
 Task = seqio.Task | seqio.Mixture
 
@@ -183,7 +183,7 @@ class EvalSet:
   @property
   def eos_id(self) -> int:
     """Id that ends an answer."""
-    return int(self.task.output_features["targets"].vocabulary.eos_id)
+    return end_id(self.task.output_features["targets"].vocabulary)
 
 
 def eval_sets(

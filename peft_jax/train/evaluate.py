@@ -94,7 +94,10 @@ def make_predict(
     how: default greedy.
   """
   how = how or Decoding()
-  ends = {"max_decode_length": max_decode_length, "eos_id": eos_id}
+  ends: dict[str, Any] = {
+    "max_decode_length": max_decode_length,
+    "eos_id": eos_id,
+  }
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def predict(frozen: Any, adapter: Any, inputs: Inputs) -> jax.Array:
@@ -189,7 +192,7 @@ def evaluate(
         decode(vocabulary, ids), example=example, is_target=False
       )
     )
-  metrics: dict[str, float] = {}
+  metrics: dict[str, Any] = {}
   for metric in task.predict_metric_fns:
     metrics.update(metric(targets, predictions))
   return Evaluation(

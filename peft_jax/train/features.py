@@ -5,7 +5,7 @@ network reads both as one text: begin, inputs, targets, end.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -28,7 +28,7 @@ class Features(Protocol):
     ...
 
   def inputs(
-    self, examples: list[Mapping[str, Any]], lengths: Mapping[str, int]
+    self, examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int]
   ) -> dict[str, np.ndarray]:
     """Returns what `decoding` continues or answers, all [N, S]."""
     ...
@@ -60,7 +60,7 @@ def for_network(config: Config, vocabulary: seqio.Vocabulary) -> Features:
     return EncoderDecoder(pack=config.pack)
   return Text(
     begin=begin_id(vocabulary),
-    end=vocabulary.eos_id,
+    end=end_id(vocabulary),
     loss_on=config.loss_on,
     prefix_lm=config.prefix_lm,
     pack=config.pack,
@@ -76,6 +76,20 @@ def begin_id(vocabulary: seqio.Vocabulary) -> int:
   if begin is None or begin < 0:
     begin = vocabulary.eos_id
   return int(begin or 0)
+
+
+def end_id(vocabulary: seqio.Vocabulary) -> int:
+  """Returns the id that ends an answer.
+
+  Raises:
+    ConfigError: if the vocabulary has none: answers would never end.
+  """
+  if vocabulary.eos_id is None:
+    raise ConfigError(
+      "expected a vocabulary with an end-of-sequence id, found none in"
+      f" {type(vocabulary).__name__}. Name the token in its configuration."
+    )
+  return int(vocabulary.eos_id)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +108,7 @@ class EncoderDecoder:
     return converter(dataset, dict(lengths))
 
   def inputs(
-    self, examples: list[Mapping[str, Any]], lengths: Mapping[str, int]
+    self, examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int]
   ) -> dict[str, np.ndarray]:
     """Returns `inputs` [N, S], padded with 0."""
     tokens = np.zeros((len(examples), lengths["inputs"]), np.int32)
@@ -133,7 +147,7 @@ class Text:
       return self._packed(rows, total)
     return rows.map(
       lambda row: {
-        name: tf.pad(x, [[0, total - tf.shape(x)[0]]])
+        name: tf.pad(x, [(0, total - tf.shape(x)[0])])  # pyright: ignore
         for name, x in row.items()
       }
     ).map(lambda row: {k: tf.ensure_shape(v, [total]) for k, v in row.items()})
@@ -169,7 +183,8 @@ class Text:
     """Puts several texts into a row, each a segment of its own."""
     # SeqIO takes 0 for padding, which may be a real token or a weight here.
     shifted = rows.map(lambda row: {k: v + 1 for k, v in row.items()})
-    lengths = dict.fromkeys(rows.element_spec, total)
+    names: Any = rows.element_spec
+    lengths = dict.fromkeys(names, total)
     packed = seqio.utils.trim_and_pack_dataset(shifted, lengths)
 
     def finish(row: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -185,7 +200,7 @@ class Text:
     return packed.map(finish)
 
   def inputs(
-    self, examples: list[Mapping[str, Any]], lengths: Mapping[str, int]
+    self, examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int]
   ) -> dict[str, np.ndarray]:
     """Returns `inputs` and `inputs_mask`, [N, 1 + S], padded behind."""
     shape = (len(examples), 1 + lengths["inputs"])

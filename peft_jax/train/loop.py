@@ -1,6 +1,7 @@
 """The training loop, from a configuration to a report."""
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -223,14 +224,19 @@ class Evaluator:
   mesh: Mesh
   eval_sets: list[data.EvalSet]
 
-  def __post_init__(self) -> None:
-    predict = evaluate.make_predict(
-      self.run.model,
+  @functools.cached_property
+  def _predict(self) -> Callable[[Any, Any, Inputs], jax.Array]:
+    return self._make_predict(self.run.model)
+
+  def _make_predict(
+    self, model: Any
+  ) -> Callable[[Any, Any, Inputs], jax.Array]:
+    return evaluate.make_predict(
+      model,
       mesh=self.mesh,
       max_decode_length=self.config.task_feature_lengths["targets"],
       eos_id=self.eval_sets[0].eos_id,
     )
-    object.__setattr__(self, "_predict", predict)
 
   def evaluate(self, adapter: Any) -> list[Evaluation]:
     """Returns one evaluation per task."""
@@ -243,12 +249,7 @@ class Evaluator:
 
     Before training only: later, what is trained of the backbone has changed.
     """
-    predict = evaluate.make_predict(
-      self.config.network,
-      mesh=self.mesh,
-      max_decode_length=self.config.task_feature_lengths["targets"],
-      eos_id=self.eval_sets[0].eos_id,
-    )
+    predict = self._make_predict(self.config.network)
     params = partition.join(self.run.frozen, self.run.state.adapter)
     backbone = partition.backbone_of(params, self.run.model)
     return self._evaluate(lambda inputs: predict(backbone, {}, inputs))
@@ -353,7 +354,7 @@ def _rate(config: Config, step: int) -> dict[str, float]:
     return {}
   # The optimizer counts from 0, and this step is behind us.
   value = rate(step - 1) if callable(rate) else rate
-  return {"learning_rate": float(value)}
+  return {"learning_rate": float(np.asarray(value))}
 
 
 def _means(window: list[Mapping[str, Any]]) -> dict[str, float]:

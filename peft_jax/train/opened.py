@@ -82,7 +82,7 @@ def open_adapter(
   config = _config(manifest, bindings, search_paths)
   if backbone_dtype is not None:
     config = dataclasses.replace(config, backbone_dtype=backbone_dtype)
-  model = Adapted(config.network, config.adapters)
+  model = Adapted(config.network, config.rules)
   if not any(map(reparametrization.is_reparametrized, _rules(manifest))):
     model = reparametrization.plain(model)  # as export leaves it
   manifests.check_rules(manifest, model.rules)

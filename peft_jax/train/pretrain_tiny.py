@@ -10,13 +10,13 @@ writes them as float16, half the size.
 import argparse
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
 
-from peft_jax import networks
+from peft_jax import networks, trees
 from peft_jax.tasks import quickstart, vocabularies
 from peft_jax.train.step import init_state, make_train_step, network_inputs
 
@@ -26,7 +26,7 @@ PEAK_LEARNING_RATE = 1e-3
 WARMUP_STEPS = 100
 
 
-def batches(seed: int) -> Iterator[dict[str, np.ndarray]]:
+def batches(seed: int) -> Iterator[dict[str, Any]]:
   """Yields batches of the mixture without end.
 
   Example:
@@ -67,7 +67,8 @@ def pretrain(*, steps: int, path: str, seed: int = 0) -> None:
   network = networks.create("tiny")
   key = jax.random.key(seed)
   stream = batches(seed + 1)
-  params = network.init(key, **network_inputs(next(stream)))["params"]
+  inputs: dict[str, Any] = network_inputs(next(stream))
+  params = network.init(key, **inputs)["params"]
   rate = optax.warmup_cosine_decay_schedule(
     0.0, PEAK_LEARNING_RATE, WARMUP_STEPS, steps
   )
@@ -83,7 +84,7 @@ def pretrain(*, steps: int, path: str, seed: int = 0) -> None:
       print(
         f"step {i}/{steps}  loss {loss:.4f}  tokens right {100 * right:.1f} %"
       )
-  flat = flatten_dict(jax.device_get(state.adapter), sep="/")
+  flat = trees.flatten(jax.device_get(state.adapter))
   np.savez_compressed(
     path, **{name: leaf.astype(np.float16) for name, leaf in flat.items()}
   )

@@ -1,7 +1,7 @@
 """A run's folder: whose it is, and what is in it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_predictions(
-  model_dir: str | Path, task: str, rows: list[Mapping[str, Any]]
+  model_dir: str | Path, task: str, rows: Sequence[Mapping[str, Any]]
 ) -> None:
   """Writes one JSON line per evaluated example."""
   folder = locate(model_dir) / PREDICTIONS

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from peft_jax import (
@@ -21,6 +20,7 @@ from peft_jax import (
   partition,
   sharding,
   start,
+  trees,
 )
 from peft_jax.formats import hugging_face, t5x
 from peft_jax.inject import Adapted
@@ -78,7 +78,7 @@ def setup(config: Config, mesh: Mesh) -> Setup:
     BackboneError: if the checkpoint is not the network's.
     TargetError: if a rule matches nothing, or two claim a site.
   """
-  model = Adapted(config.network, config.adapters)
+  model = Adapted(config.network, config.rules)
   if not model.rules:
     raise ConfigError(
       "expected at least one rule in ADAPTERS, found none: nothing would be"
@@ -169,13 +169,12 @@ def load_backbone(config: Config, model: Any, shapes: Any, places: Any) -> Any:
       " on random weights."
     )
   spec = partition.backbone_of(shapes, model)
-  frozen = flatten_dict(partition.split(shapes, model)[0], sep="/")
-  dtypes = unflatten_dict(
+  frozen = trees.flatten(partition.split(shapes, model)[0])
+  dtypes = trees.unflatten(
     {
       path: config.backbone_dtype if path in frozen else jnp.float32
-      for path in flatten_dict(spec, sep="/")
-    },
-    sep="/",
+      for path in trees.flatten(spec)
+    }
   )
   if config.backbone == "random":
     key = jax.random.fold_in(jax.random.key(config.random_seed), 2)
@@ -211,10 +210,10 @@ def _init(
 
 def _state_sharding(state: TrainState, adapter_places: Any, mesh: Mesh) -> Any:
   """Slots of the optimizer lie where their leaf lies, the rest everywhere."""
-  whole = sharding.replicated(mesh)
-  flat = flatten_dict(state.adapter, sep="/")
+  whole: Any = sharding.replicated(mesh)
+  flat = trees.flatten(state.adapter)
   shapes = {path: leaf.shape for path, leaf in flat.items()}
-  places = flatten_dict(adapter_places, sep="/")
+  places = trees.flatten(adapter_places)
 
   def place(path: tuple, leaf: jax.Array) -> Any:
     keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]

@@ -10,6 +10,7 @@ PACKAGE = pathlib.Path(peft_jax.__file__).parent
 # may import one another.
 CORE = (
   "_version",
+  "trees",
   "sharding",
   "networks",
   "adapters",
