@@ -26,8 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     quickstart
     0
   """
-  # TensorFlow only feeds data here; its start-up notes are no news to anyone.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   argv = list(sys.argv[1:] if argv is None else argv)
   if argv[:1] == ["doctor"]:
     from peft_jax import doctor
@@ -38,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = _parser().parse_args(rest)
   args.bindings = bindings
   try:
+    if args.reads_data:
+      from peft_jax.train import host_tensorflow
+
+      host_tensorflow.import_tensorflow()
     return args.run(args) or 0
   except (ValueError, RuntimeError, FloatingPointError) as error:
     # Those of ours say what to do; the others are at least short.
@@ -56,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(dest="command", required=True)
 
   def add(
-    name: str, run: Callable[[Any], int | None], text: str
+    name: str,
+    run: Callable[[Any], int | None],
+    text: str,
+    reads_data: bool = True,
   ) -> argparse.ArgumentParser:
     command = commands.add_parser(
       name,
@@ -65,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
       epilog=_EPILOG,
       formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, reads_data=reads_data)
     command.add_argument("--gin_search_paths", default="", metavar="A,B")
     return command
 
@@ -90,7 +95,12 @@ def _parser() -> argparse.ArgumentParser:
   infer.add_argument("--output", required=True, help="rows with prediction")
   _add_decoding_arguments(infer)
 
-  export = add("export", _export, "write an adapter as Orbax, numpy, manifest")
+  export = add(
+    "export",
+    _export,
+    "write an adapter as Orbax, numpy, manifest",
+    reads_data=False,
+  )
   export.add_argument("adapter", help="a run")
   export.add_argument("--to", required=True, metavar="DIR")
   export.add_argument("--step", type=int, help="default: the last")
@@ -111,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
   merge.add_argument("--to", required=True, metavar="DIR")
   merge.add_argument("--dtype", choices=["float32", "bfloat16"])
 
-  listing = add("list", _list, "list methods, models, recipes or tasks")
+  listing = add(
+    "list", _list, "list methods, models, recipes or tasks", reads_data=False
+  )
   listing.add_argument("what", nargs="?", choices=sorted(_LISTS))
   listing.add_argument("--model", help="count parameters of this model")
   listing.add_argument("--adapter", help="and of this method")
@@ -377,6 +389,9 @@ def _merge(args: Any) -> None:
 
 
 def _list_tasks() -> list[str]:
+  from peft_jax.train import host_tensorflow
+
+  host_tensorflow.import_tensorflow()
   import seqio
 
   from peft_jax.tasks import prepare

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 
 from peft_jax.tasks import prepare
 from peft_jax.tasks.sources import DataError
+from peft_jax.train import host_tensorflow
 from peft_jax.train.config import Config, ConfigError
 from peft_jax.train.features import EncoderDecoder, Features, end_id
 
@@ -31,6 +32,7 @@ def get_task(config: Config) -> Task:
   Raises:
     DataError: if the task or its files are not as expected.
   """
+  host_tensorflow.import_tensorflow()
   return prepare.prepare(
     config.task,
     vocabulary=config.vocabulary,
