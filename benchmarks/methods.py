@@ -1,6 +1,6 @@
 """Trains every method on the quickstart's held-out task; prints one table.
 
-    python benchmarks/methods.py [--steps 1000] [--methods ia3 lora ...]
+    python benchmarks/methods.py [--steps 200] [--methods ia3 lora ...]
 
 Each method runs as its file in `gin_configs/adapters` says, on the tiny
 backbone that ships with the package, 32 examples and 1,000 unseen ones.
@@ -128,7 +128,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
   every = configs.names_of("adapters")
   parser.add_argument("--methods", nargs="+", default=every, choices=every)
-  parser.add_argument("--steps", type=int, default=1000)
+  parser.add_argument("--steps", type=int, default=200)
   parser.add_argument("--rounds", type=int, default=12)
   parser.add_argument(
     "--json",

@@ -22,7 +22,9 @@ def import_tensorflow() -> None:
   Raises:
     RuntimeError: if somebody has used it with a GPU before.
   """
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+  # JAX has set 1, which shows warnings; who wants them all sets 0.
+  if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
   if "tensorflow" in sys.modules:
     _hide_devices()
     return
