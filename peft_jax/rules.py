@@ -192,8 +192,9 @@ def claimants(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule]:
     paths: the module's paths; several if it stands for scanned layers.
 
   Raises:
-    TargetError: if two rules of one name claim the module, or if a rule claims
-      only some of the layers that a scanned module stands for.
+    TargetError: if two rules of one name claim the module, if a rule that must
+      be first is not, or if a rule claims only some of the layers that a
+      scanned module stands for.
   """
   found: list[Rule] = []
   for rule in rules:
@@ -212,6 +213,12 @@ def claimants(rules: Sequence[Rule], paths: Sequence[str]) -> list[Rule]:
         f"expected one rule named {rule.name!r} at {hits[0]}, found two:"
         f" {rival.pattern!r} and {rule.pattern!r}. Narrow one of them, or give"
         " one another name=."
+      )
+    if found and rule.adapter.goes_first:
+      raise TargetError(
+        f"expected the rule {rule.pattern!r} of {rule.name!r} before all others"
+        f" at {hits[0]}, found {found[0].name!r} before it, which would change"
+        " the kernel that it computes with. List it first."
       )
     found.append(rule)
   return found

@@ -127,6 +127,15 @@ class Adapter(nn.Module):
     return type(self).start is not Adapter.start
 
   @property
+  def goes_first(self) -> bool:
+    """Whether no other rule may stand before its own at a module.
+
+    True for what computes with the module's kernel: what stands before would
+    have changed it.
+    """
+    return False
+
+  @property
   def fills_slots(self) -> bool:
     """Whether it has vectors in front of a stack's tokens."""
     return False

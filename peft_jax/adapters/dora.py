@@ -59,6 +59,10 @@ class DoRA(Adapter):
     return "output"
 
   @property
+  def goes_first(self) -> bool:
+    return True  # |V| is of the kernel that it merges into
+
+  @property
   def scaling(self) -> float:
     """As LoRA's."""
     return lora.scaling(self.rank, self.alpha, self.rank_stabilized)

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from helpers import tiny
 
-from peft_jax import IA3, Adapted, LoRA, Rule
+from peft_jax import IA3, Adapted, DoRA, LoRA, Rule
 from peft_jax.rules import TARGETS, TargetError, flatten
 
 INPUTS = tiny.network_inputs(tiny.batch())
@@ -114,6 +114,15 @@ def test_two_rules_of_two_names_can():
   rules = [Rule("qv", LoRA()), Rule("qkv", LoRA(rank=2), name="second")]
   first, second = sites(rules)
   assert set(first) < set(second)
+
+
+def test_what_computes_with_the_kernel_goes_first():
+  """Behind (IA)3, DoRA's norms would not be those that it merges into."""
+  with pytest.raises(TargetError) as error:
+    sites([Rule("kv", IA3()), Rule("qv", DoRA())])
+  assert "'qv' of 'dora' before all others at" in str(error.value)
+  assert "attention/value, found 'ia3'" in str(error.value)
+  assert all(sites([Rule("qv", DoRA()), Rule("kv", IA3())]))
 
 
 def test_a_rule_for_some_scanned_layers_is_refused():
