@@ -7,11 +7,12 @@ import pytest
 
 from peft_jax.train import host_tensorflow
 
+LIST = ["list", "tasks"]
+
 
 def test_a_command_says_nothing_but_its_own():
   done = subprocess.run(
-    [sys.executable, "-c", "from peft_jax import cli; cli.main()", "list"]
-    + ["tasks"],
+    [sys.executable, "-c", "from peft_jax.cli import main; main()", *LIST],
     capture_output=True,
     text=True,
   )
