@@ -9,7 +9,6 @@ number of devices, or none, can read them.
 """
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,19 +74,13 @@ def save(
   manifest = manifests.make(
     leaves, rules, model=model, backbone=backbone, training=training
   )
-  partial = directory.with_name(directory.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  flat = trees.flatten(leaves)
-  np.savez(partial / NPZ, **flat)
-  orbax_io.write(partial / ORBAX, leaves)
-  text = json.dumps(manifests.to_json(manifest), indent=2, sort_keys=True)
-  (partial / manifests.FILE_NAME).write_text(text + "\n")
-  verify(manifest, read_orbax(partial / ORBAX), source=str(directory))
-  verify(manifest, read_npz(partial / NPZ), source=str(directory))
-  if directory.exists():
-    directory.rmdir()
-  partial.rename(directory)
+  with orbax_io.finished(directory) as partial:
+    np.savez(partial / NPZ, **trees.flatten(leaves))
+    orbax_io.write(partial / ORBAX, leaves)
+    text = json.dumps(manifests.to_json(manifest), indent=2, sort_keys=True)
+    (partial / manifests.FILE_NAME).write_text(text + "\n")
+    verify(manifest, read_orbax(partial / ORBAX), source=str(directory))
+    verify(manifest, read_npz(partial / NPZ), source=str(directory))
   return manifest
 
 

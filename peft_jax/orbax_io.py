@@ -6,7 +6,10 @@ Orbax is imported when it is used: it takes as long to import as JAX, and
 machines that only train or measure do without it.
 """
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,33 @@ def locate(path: str | os.PathLike[str]) -> Any:
 
     return epath.Path(path)
   return Path(path).absolute()
+
+
+@contextlib.contextmanager
+def finished(directory: Path) -> Iterator[Path]:
+  """Gives a folder to write in, and names it when all is written.
+
+  So a directory is whole or not there. What an interrupted call left behind is
+  removed by the next one.
+
+  Example:
+    >>> import tempfile
+    >>> new = Path(tempfile.mkdtemp()) / "new"
+    >>> with finished(new) as partial:
+    ...   _ = (partial / "a.txt").write_text("a")
+    >>> [path.name for path in new.iterdir()]
+    ['a.txt']
+
+  Args:
+    directory: does not exist, or is empty.
+  """
+  partial = directory.with_name(directory.name + ".partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  yield partial
+  if directory.exists():
+    directory.rmdir()
+  partial.rename(directory)
 
 
 def write(path: Path, tree: Any) -> None:

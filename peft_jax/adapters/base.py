@@ -203,6 +203,40 @@ def parameter(
   )
 
 
+def zero_bias(
+  name: str, shape: tuple[int, ...], axis: str, like: Array
+) -> Array:
+  """Returns a new bias, zero at the start, that can be added to an array.
+
+  Call inside an adapter's `__call__`.
+
+  Args:
+    name: of the parameter, [product of shape].
+    shape: sizes of the last axes of `like`.
+    axis: logical name of these axes, joined.
+    like: [B, T, shape...].
+  """
+  leaf = parameter(name, nn.initializers.zeros, (math.prod(shape),), (axis,))
+  return aligned(leaf, shape, like)
+
+
+def aligned(leaf: Array, shape: tuple[int, ...], like: Array) -> Array:
+  """Returns a leaf with the dtype and rank of the array it is to act on.
+
+  Args:
+    leaf: [product of shape].
+    shape: sizes of the last axes of `like`.
+    like: [B, T, shape...].
+  """
+  lead = (1,) * (like.ndim - len(shape))
+  return leaf.astype(like.dtype).reshape(lead + shape)
+
+
+def joined(x: Array, shape: tuple[int, ...]) -> Array:
+  """x: [B, T, shape...] -> [B, T, product of shape]."""
+  return x.reshape(*x.shape[: x.ndim - len(shape)], math.prod(shape))
+
+
 def uniform(bound: float) -> nn.initializers.Initializer:
   """Returns the initialiser that draws from [-bound, bound)."""
 

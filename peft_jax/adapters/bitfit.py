@@ -2,7 +2,7 @@
 
 from flax import linen as nn
 
-from peft_jax.adapters.base import Adapter, Array, Position, Site, parameter
+from peft_jax.adapters.base import Adapter, Array, Position, Site, zero_bias
 
 
 class BitFit(Adapter):
@@ -29,11 +29,4 @@ class BitFit(Adapter):
   ) -> Array:
     """y: [B, T, outputs...] -> [B, T, outputs...]."""
     del x, deterministic
-    bias = parameter(
-      "bias",
-      nn.initializers.zeros,
-      (site.output_size,),
-      (site.output_axis,),
-    )
-    lead = (1,) * (y.ndim - len(site.outputs))
-    return y + bias.astype(y.dtype).reshape(lead + site.outputs)
+    return y + zero_bias("bias", site.outputs, site.output_axis, y)

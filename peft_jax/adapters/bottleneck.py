@@ -18,10 +18,13 @@ from peft_jax.adapters.base import (
   Array,
   Position,
   Site,
+  aligned,
   check_choice,
   check_positive,
   check_rate,
+  joined,
   parameter,
+  zero_bias,
 )
 from peft_jax.adapters.gate import gate
 
@@ -121,7 +124,7 @@ class Bottleneck(Adapter):
     given = math.prod(shape)
     out_axis = site.input_axis if y is None else site.output_axis
     assert z is not None
-    z = z.reshape(*z.shape[: z.ndim - len(shape)], given)
+    z = joined(z, shape)
     raw = z
     if self.layer_norm:
       z = _normalized(z, axis)
@@ -132,16 +135,16 @@ class Bottleneck(Adapter):
     up = parameter("up", second, (self.size, total), ("bottleneck", out_axis))
     z = z @ down.astype(z.dtype)
     if self.use_bias:
-      z = z + _bias("down_bias", self.size, "bottleneck", z)
+      z = z + zero_bias("down_bias", (self.size,), "bottleneck", z)
     z = activation(self.activation)(z)
     scaling = self.scaling
     if scaling == "learned":
       scaling = parameter("scaling", nn.initializers.ones, (1,), ("adapter",))
-      scaling = scaling.astype(z.dtype).reshape((1,) * z.ndim)
+      scaling = aligned(scaling, (), z)
     # The scaling goes to the small arrays; it holds for the bias too.
     z = (z * scaling) @ up.astype(z.dtype)
     if self.use_bias:
-      z = z + _bias("up_bias", total, out_axis, z) * scaling
+      z = z + zero_bias("up_bias", (total,), out_axis, z) * scaling
     if self.gated:
       z = z * gate(raw, axis)
     return base + z.reshape(base.shape)
@@ -157,17 +160,10 @@ def activation(name: str) -> Callable[[Array], Array]:
   return getattr(nn, name)
 
 
-def _bias(name: str, size: int, axis: str, like: Array) -> Array:
-  bias = parameter(name, nn.initializers.zeros, (size,), (axis,))
-  return bias.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (size,))
-
-
 def _normalized(z: Array, axis: str) -> Array:
   """z: [B, T, inputs], scaled by its root mean square as T5's layer norm."""
   scale = parameter("norm_scale", nn.initializers.ones, (z.shape[-1],), (axis,))
   wide = z.astype(jnp.float32)
   mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-  normed = (
-    wide / jnp.sqrt(mean + 1e-6) * scale.reshape((1,) * (z.ndim - 1) + (-1,))
-  )
+  normed = wide / jnp.sqrt(mean + 1e-6) * aligned(scale, z.shape[-1:], wide)
   return normed.astype(z.dtype)

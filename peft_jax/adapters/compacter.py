@@ -12,7 +12,9 @@ from peft_jax.adapters.base import (
   Position,
   Site,
   check_positive,
+  joined,
   parameter,
+  zero_bias,
 )
 from peft_jax.adapters.bottleneck import activation
 
@@ -88,7 +90,7 @@ class Compacter(Adapter):
         f"expected division to divide the site's {given} features, found"
         f" division={self.division}."
       )
-    z = y.reshape(*y.shape[: y.ndim - len(site.outputs)], given)
+    z = joined(y, site.outputs)
     z = self._multiply("down", z, self.size, "bottleneck", site)
     z = activation(self.activation)(z)
     z = self._multiply("up", z, given, site.output_axis, site)
@@ -104,22 +106,15 @@ class Compacter(Adapter):
     last = nn.initializers.zeros if name == "up" else draw
     s = self._leaf(f"{name}_s", draw, (n, inputs // n, r))
     t = self._leaf(f"{name}_t", last, (n, r, outputs // n))
-    bias = parameter(
-      f"{name}_bias",
-      nn.initializers.zeros,
-      (outputs,),
-      (axis,),
-    )
-    rule, s, t, bias = (
-      leaf.astype(z.dtype) for leaf in (site.shared[f"{name}_rule"], s, t, bias)
+    rule, s, t = (
+      leaf.astype(z.dtype) for leaf in (site.shared[f"{name}_rule"], s, t)
     )
     blocks = z.reshape(*z.shape[:-1], n, inputs // n)
     low = jnp.einsum("...pu,iur->...ipr", blocks, s)
     mixed = jnp.einsum("...ipr,ipq->...iqr", low, rule)
     out = jnp.einsum("...iqr,irv->...qv", mixed, t)
-    return out.reshape(*z.shape[:-1], outputs) + bias.reshape(
-      (1,) * (z.ndim - 1) + (-1,)
-    )
+    out = out.reshape(*z.shape[:-1], outputs)
+    return out + zero_bias(f"{name}_bias", (outputs,), axis, out)
 
   def _leaf(
     self, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]

@@ -13,6 +13,8 @@ from peft_jax.adapters.base import (
   Array,
   Position,
   Site,
+  aligned,
+  joined,
   parameter,
 )
 
@@ -80,19 +82,18 @@ class DoRA(Adapter):
       (site.output_size,),
       (site.output_axis,),
     )
-    x = lora.joined(x, site)
+    x = joined(x, site.inputs)
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     low = (x @ a.astype(x.dtype)) * self.scaling
-    lead = (1,) * (y.ndim - len(site.outputs))
     bias = site.bias  # the magnitude is the kernel's alone
     if bias is not None:
-      bias = bias.astype(y.dtype).reshape(lead + site.outputs)
+      bias = aligned(bias, site.outputs, y)
       y = y - bias
     added = y + (low @ b.astype(x.dtype)).reshape(y.shape)
     kernel = site.kernel.astype(jnp.float32)
     norm = jnp.linalg.norm(kernel + self.scaling * (a @ b), axis=0)
     ratio = magnitude / jax.lax.stop_gradient(norm)
-    scaled = added * ratio.astype(y.dtype).reshape(lead + site.outputs)
+    scaled = added * aligned(ratio, site.outputs, y)
     return scaled if bias is None else scaled + bias
 
   def start(

@@ -10,6 +10,7 @@ from peft_jax.adapters.base import (
   Array,
   Position,
   Site,
+  aligned,
   check_choice,
   parameter,
 )
@@ -59,8 +60,7 @@ class IA3(Adapter):
       x, shape, axis = y, site.outputs, site.output_axis
     size = site.input_size if self.side == "input" else site.output_size
     scaling = parameter("scaling", nn.initializers.ones, (size,), (axis,))
-    lead = (1,) * (x.ndim - len(shape))
-    return x * scaling.astype(x.dtype).reshape(lead + shape)
+    return x * aligned(scaling, shape, x)
 
   def fold(self, kernel: Array, leaves: dict[str, Array]) -> Array:
     """kernel: [inputs, outputs] with its rows or columns rescaled."""

@@ -15,6 +15,7 @@ from peft_jax.adapters.base import (
   check_choice,
   check_positive,
   check_rate,
+  joined,
   parameter,
   uniform,
 )
@@ -103,7 +104,7 @@ class LoRA(Adapter):
   ) -> Array:
     """x: [B, T, inputs...], y: [B, T, outputs...] -> [B, T, outputs...]."""
     a, b = factors(self.rank, self.initializer, site)
-    x = joined(x, site)
+    x = joined(x, site.inputs)
     dropped = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     # The scaling goes to the small array.
     low = (dropped @ a.astype(x.dtype)) * self.scaling
@@ -160,8 +161,3 @@ def factors(rank: int, initializer: str, site: Site) -> tuple[Array, Array]:
     ("lora_rank", site.output_axis),
   )
   return a, b
-
-
-def joined(x: Array, site: Site) -> Array:
-  """x: [B, T, inputs...] -> [B, T, inputs joined]."""
-  return x.reshape(*x.shape[: x.ndim - len(site.inputs)], site.input_size)

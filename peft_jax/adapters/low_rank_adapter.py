@@ -11,7 +11,9 @@ from peft_jax.adapters.base import (
   Position,
   Site,
   check_positive,
+  joined,
   parameter,
+  zero_bias,
 )
 from peft_jax.adapters.bottleneck import activation
 
@@ -58,7 +60,7 @@ class LowRankAdapter(Adapter):
     """y: [B, T, D] -> [B, T, D]."""
     del x, deterministic
     given, axis = site.output_size, site.output_axis
-    z = y.reshape(*y.shape[: y.ndim - len(site.outputs)], given)
+    z = joined(y, site.outputs)
     z = self._multiply("down", z, self.size, (axis, "bottleneck"))
     z = activation(self.activation)(z)
     z = self._multiply("up", z, given, ("bottleneck", axis))
@@ -83,11 +85,5 @@ class LowRankAdapter(Adapter):
       (self.rank, outputs),
       ("lora_rank", columns),
     )
-    bias = parameter(
-      f"{name}_bias",
-      nn.initializers.zeros,
-      (outputs,),
-      (columns,),
-    )
     z = (z @ left.astype(z.dtype)) @ right.astype(z.dtype)
-    return z + bias.astype(z.dtype).reshape((1,) * (z.ndim - 1) + (-1,))
+    return z + zero_bias(f"{name}_bias", (outputs,), columns, z)

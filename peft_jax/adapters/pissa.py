@@ -12,9 +12,9 @@ from peft_jax.adapters.base import (
   Position,
   Site,
   check_positive,
+  joined,
   parameter,
 )
-from peft_jax.adapters.lora import joined
 
 
 class PiSSA(Adapter):
@@ -69,7 +69,7 @@ class PiSSA(Adapter):
     right = self._factor(
       "b", (self.rank, site.output_size), site.output_axis, 1
     )
-    x = joined(x, site)
+    x = joined(x, site.inputs)
     # One pair of products for both terms: x [a, a0] [b; -b0].
     low = x @ left.astype(x.dtype)
     return y + (low @ right.astype(x.dtype)).reshape(y.shape)

@@ -13,9 +13,9 @@ from peft_jax.adapters.base import (
   Site,
   check_positive,
   check_rate,
+  joined,
   parameter,
 )
-from peft_jax.adapters.lora import joined
 
 
 class VeRA(Adapter):
@@ -82,7 +82,7 @@ class VeRA(Adapter):
       (site.output_axis,),
     )
     left, right = self.matrices(site.input_size, site.output_size)
-    x = joined(x, site)
+    x = joined(x, site.inputs)
     x = nn.Dropout(self.dropout_rate)(x, deterministic=deterministic)
     low = x @ (left * d[None, :]).astype(x.dtype)
     added = low @ (right * b[None, :]).astype(x.dtype)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import layout, trees
+from peft_jax import layout, orbax_io, trees
 from peft_jax.formats import architectures, safetensors_io
 from peft_jax.formats.architectures import Architecture, Module
 from peft_jax.formats.safetensors_io import FormatError, Tensors
@@ -315,17 +315,12 @@ def save(
   places = {path: _place(architecture, path, prefix) for path in flat}
   _check(architecture, places, flat, tensors, like)
   whole = _Whole(flat, places, tensors, network.config)
-  partial = directory.with_name(directory.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  for pattern in _COMPANIONS:
-    for path in like.glob(pattern):
-      shutil.copyfile(path, partial / path.name)
-  for name, names in _files(like, tensors).items():
-    safetensors_io.write(partial / name, whole.only(names))
-  if directory.exists():
-    directory.rmdir()
-  partial.rename(directory)
+  with orbax_io.finished(directory) as partial:
+    for pattern in _COMPANIONS:
+      for path in like.glob(pattern):
+        shutil.copyfile(path, partial / path.name)
+    for name, names in _files(like, tensors).items():
+      safetensors_io.write(partial / name, whole.only(names))
 
 
 def _files(directory: Path, tensors: Tensors) -> dict[str, list[str]]:

@@ -5,6 +5,8 @@ scalar (traced or not), to a float32 scalar. Optax takes one wherever it takes a
 learning rate. Past its end a schedule stays at its final value.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -72,17 +74,9 @@ def linear_decay(
   Raises:
     ValueError: if an option is out of range.
   """
-  _check(learning_rate, warmup_steps)
-  _check_end(total_steps, warmup_steps, final_value)
-
-  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-    step = _float(step)
-    left = _left(step, total_steps, warmup_steps)
-    decayed = final_value + (learning_rate - final_value) * left
-    rising = learning_rate * _warmup(step, warmup_steps)
-    return jnp.where(step < warmup_steps, rising, decayed)
-
-  return schedule
+  return _decay(
+    learning_rate, total_steps, warmup_steps, final_value, lambda left: left
+  )
 
 
 def cosine_decay(
@@ -114,18 +108,13 @@ def cosine_decay(
   Raises:
     ValueError: if an option is out of range.
   """
-  _check(learning_rate, warmup_steps)
-  _check_end(total_steps, warmup_steps, final_value)
 
-  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-    step = _float(step)
-    progress = 1.0 - _left(step, total_steps, warmup_steps)
-    left = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    decayed = final_value + (learning_rate - final_value) * left
-    rising = learning_rate * _warmup(step, warmup_steps)
-    return jnp.where(step < warmup_steps, rising, decayed)
+  def half_cosine(left: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left)))
 
-  return schedule
+  return _decay(
+    learning_rate, total_steps, warmup_steps, final_value, half_cosine
+  )
 
 
 def inverse_sqrt(
@@ -214,6 +203,33 @@ def starting_at(schedule: optax.Schedule, *, step: int) -> optax.Schedule:
   return shifted
 
 
+def _decay(
+  learning_rate: float,
+  total_steps: int,
+  warmup_steps: int,
+  final_value: float,
+  bend: Callable[[jax.Array], jax.Array],
+) -> optax.Schedule:
+  """Rises to `learning_rate`, then falls as `bend` says of the share left."""
+  _check(learning_rate, warmup_steps)
+  _checks.whole(
+    "total_steps",
+    total_steps,
+    max(1, warmup_steps),
+    hint="The warm-up is part of the total.",
+  )
+  _checks.at_least("final_value", final_value, 0.0)
+
+  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+    step = _float(step)
+    left = bend(_left(step, total_steps, warmup_steps))
+    decayed = final_value + (learning_rate - final_value) * left
+    rising = learning_rate * _warmup(step, warmup_steps)
+    return jnp.where(step < warmup_steps, rising, decayed)
+
+  return schedule
+
+
 def _float(step: jax.typing.ArrayLike) -> jax.Array:
   # float32 holds every step up to 16.7 million.
   return jnp.asarray(step, jnp.float32)
@@ -236,13 +252,3 @@ def _left(step: jax.Array, total_steps: int, warmup_steps: int) -> jax.Array:
 def _check(learning_rate: float, warmup_steps: int) -> None:
   _checks.at_least("learning_rate", learning_rate, 0.0)
   _checks.whole("warmup_steps", warmup_steps, 0)
-
-
-def _check_end(total_steps: int, warmup_steps: int, final_value: float) -> None:
-  _checks.whole(
-    "total_steps",
-    total_steps,
-    max(1, warmup_steps),
-    hint="The warm-up is part of the total.",
-  )
-  _checks.at_least("final_value", final_value, 0.0)
