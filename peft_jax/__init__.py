@@ -5,7 +5,7 @@ model, H heads, K head dim, F hidden size of the MLP, P prompt length, R rank,
 V vocabulary. Docstrings write joined axes with a product, H*K.
 """
 
-from peft_jax import networks, optim, reparametrization, start
+from peft_jax import choices, losses, networks, optim, reparametrization, start
 from peft_jax._version import __version__
 from peft_jax.adapters import (
   IA3,
@@ -51,8 +51,10 @@ __all__ = [
   "Unfreeze",
   "VeRA",
   "__version__",
+  "choices",
   "join",
   "load",
+  "losses",
   "merge",
   "networks",
   "optim",

@@ -23,6 +23,7 @@ CORE = (
   "reparametrization",
   "optim",
   "losses",
+  "choices",
   "decoding",
   "orbax_io",
   "manifest",
