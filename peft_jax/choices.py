@@ -162,8 +162,8 @@ def scores(
     >>> logits, targets = jnp.zeros((1, 2, 3, 4)), jnp.ones((1, 2, 3), int)
     >>> real = jnp.array([[[1, 1, 1], [1, 0, 0]]])
     >>> found = scores(logits, targets, real, length_norm=0.0)
-    >>> found.round(4).tolist()  # three times log 4, and once
-    [[4.1589, 1.3863]]
+    >>> (found / jnp.log(4.0)).round(4).tolist()
+    [[3.0, 1.0]]
 
   Args:
     logits: [B, C, T, V] float.
