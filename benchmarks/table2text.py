@@ -9,8 +9,10 @@ validation loss counts. The prefix starts as the first words of a training
 example. Columns: validation loss per token; BLEU of
 greedy texts against all references; trained parameters.
 
-Each adapter is then saved, read again and, where the method can be, merged: the
-texts must be the same, or the script fails.
+Each adapter is then saved and read again: the texts must be the same, or the
+script fails. Where the method can be, it is merged: logits of the answers must
+be within 1e-3. The last column says how many texts are then the same; others
+have a token at which the two likeliest were closer than rounding.
 """
 
 import argparse
@@ -60,7 +62,7 @@ METHODS = {
     [Rule(".*attention", Prefix(length=PREFIX, hidden_size=0))],
     (3e-2, 1e-1),
   ),
-  "prompt": ([Rule("decoder", Prompt(length=20))], (1e-2, 3e-2)),
+  "prompt": ([Rule("decoder", Prompt(length=20))], (3e-2, 1e-1)),
   "series": ([Rule(".*(attention|mlp)", Bottleneck(size=16))], (3e-3, 1e-2)),
   "parallel": (
     [Rule(".*mlp", Bottleneck(size=16, placement="parallel"))],
@@ -208,10 +210,27 @@ def check_the_rest(
     read = checkpoint.restore(path, model, adapter)
   assert texts(setting, model, partition.join(frozen, read)) == found
   if not all(rule.adapter.mergeable for rule in model.rules):
-    return "saved"
+    return "read"
   merged = merge(params, model)
-  assert texts(setting, setting.network, merged) == found
-  return "saved, merged"
+  gap = logits_gap(setting, model, params, merged)
+  assert gap <= 1e-3, gap
+  said = texts(setting, setting.network, merged)
+  same = sum(a == b for a, b in zip(said, found, strict=True))
+  return f"read; merged {same} of {len(found)}, logits {gap:.0e}"
+
+
+def logits_gap(setting: Setting, model: Any, params: Any, merged: Any) -> float:
+  """Returns the largest difference of an answer's logits by merging."""
+
+  @jax.jit
+  def gap(params: Any, merged: Any, batch: Any) -> Any:
+    inputs = network_inputs(batch)
+    ours = model.apply({"params": params}, **inputs)
+    plain = setting.network.apply({"params": merged}, **inputs)
+    real = batch["decoder_loss_weights"][..., None] > 0
+    return jnp.max(jnp.where(real, jnp.abs(ours - plain), 0.0))
+
+  return max(float(gap(params, merged, batch)) for batch in setting.validation)
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import methods, tiny
 from jax.experimental.pallas import tpu as pltpu
 
-from peft_jax import networks, sharding
+from peft_jax import Adapted, networks, sharding
 from peft_jax.networks import kernels
 
 
@@ -120,7 +120,7 @@ def through_cudnn(*args):
 
 
 CASES = {
-  "plain": (4, 6, 2, 2, False, False),
+  "plain": (128, 128, 1, 1, False, False),
   "odd": (3, 7, 2, 2, False, False),
   "bias": (3, 7, 2, 2, True, False),
   "mask": (3, 7, 2, 2, False, True),
@@ -128,8 +128,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kernel", [through_cudnn, kernels.flash])
+@pytest.mark.parametrize(
+  "kernel, case",
+  [(through_cudnn, case) for case in CASES]
+  # Its interpreter is slow: a case for each of its ways.
+  + [(kernels.flash, case) for case in ("plain", "odd", "all_grouped")],
+)
 def test_same_results_and_gradients(kernel, case):
   args = arguments(*CASES[case], blind=kernel is kernels.flash)
   expected = results(xla, args)
@@ -153,3 +157,30 @@ def test_each_device_takes_its_rows_and_heads():
   with sharding.use(mesh), pltpu.force_tpu_interpret_mode():
     found = results(kernels.flash, args)
   jax.tree.map(tiny.assert_close, found, expected)
+
+
+def test_a_network_with_prefixes(monkeypatch):
+  """Grouped queries and relative biases; gradients of all there is."""
+  monkeypatch.setitem(kernels._PLATFORMS, "flash", "cpu")
+
+  def run(kernel):
+    network = tiny.decoder_only(
+      num_decoder_layers=1, positions="relative", attention_kernel=kernel
+    )
+    model = Adapted(network, methods.METHODS["prefix_direct"])
+    batch = tiny.batch(model)
+    # What a padded query gives is read by nobody.
+    real = (batch["decoder_segment_ids"] > 0)[..., None]
+
+    def total(params):
+      logits = tiny.logits(model)(params, batch)
+      return jnp.sum(jnp.where(real, jnp.sin(logits), 0))
+
+    return jax.jit(jax.value_and_grad(total))(tiny.params(model))
+
+  expected = run("xla")
+  with pltpu.force_tpu_interpret_mode():
+    found = run("flash")
+  jax.tree.map(tiny.assert_close, found, expected)
+  prefix = found[1]["decoder"]["layers_0"]["self_attention"]["prefix"]
+  assert jnp.abs(prefix["key"]).max() > 1e-3
