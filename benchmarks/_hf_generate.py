@@ -50,7 +50,7 @@ def build(setup: dict[str, Any]) -> Any:
 
 def main() -> None:
   """Answers requests until there are none."""
-  torch.set_num_threads(os.cpu_count() or 1)
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
   transformers.logging.set_verbosity_error()
   setup = json.loads(sys.stdin.readline())
   model = build(setup)

@@ -22,6 +22,11 @@ from peft_jax.checkpoint import read_npz, read_orbax
 
 FILE_NAME = "backbone.json"
 PARAMS = "params"
+# Fields of a configuration that do not change the parameters.
+_HOW_IT_RUNS = (
+  *("scan_layers", "remat", "dropout_rate", "dtype"),
+  "attention_kernel",
+)
 
 
 class BackboneError(ValueError):
@@ -150,8 +155,8 @@ def describe(network: Any, name: str = "") -> dict[str, Any]:
     128
   """
   config = dataclasses.asdict(network.config)
-  # How it runs is not what it is: these do not change the parameters.
-  for field in ("scan_layers", "remat", "dropout_rate", "dtype"):
+  # How it runs is not what it is.
+  for field in _HOW_IT_RUNS:
     config.pop(field, None)
   return {
     "name": name,

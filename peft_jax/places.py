@@ -227,7 +227,11 @@ def _in_attention(
     key, value, gate = adapter(x, site)  # [P, H, K] twice, [B, 1, T, P] or None
     decodes = given.get("decode", False)
     extends = decodes and module.has_variable("cache", "cached_key")
-    _widen(given, x, key.shape[0], gate, shifts)
+    cached = None
+    if extends:
+      axis = getattr(module, "cache_length_axis", -1)
+      cached = module.get_variable("cache", "cached_key").shape[axis]
+    _widen(given, x, key.shape[0], gate, shifts, cached)
     _shift_positions(given, key.shape[0], shifts, joins=not extends)
     if not extends:
       trace.prefixes.append({f"{path}/{key_name}": key, f"{path}/value": value})
@@ -247,10 +251,16 @@ def _bind(module: nn.Module, args: tuple, kwargs: dict) -> Any:
 
 
 def _widen(
-  given: dict[str, Any], x: Array, length: int, gate: Array | None, shifts: bool
+  given: dict[str, Any],
+  x: Array,
+  length: int,
+  gate: Array | None,
+  shifts: bool,
+  cached: int | None,
 ) -> None:
   """Adds the prefix's columns to the mask and the bias of a call.
 
+  `cached` is the length of the cache that the call extends, prefix included.
   A bias of positions has them already where the prefix takes positions.
   """
   mask, bias = given.get("mask"), given.get("bias")
@@ -268,7 +278,7 @@ def _widen(
     elif mask is not None:
       width = given["mask"].shape[-1]
     else:
-      width = length + given["inputs_kv"].shape[-2]
+      width = cached or length + given["inputs_kv"].shape[-2]
     grown = jnp.pad(gate, [(0, 0)] * 3 + [(0, width - length)])
     given["bias"] = grown if base is None else base + grown.astype(base.dtype)
 

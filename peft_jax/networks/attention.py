@@ -14,7 +14,8 @@ from flax import linen as nn
 from jax import lax
 
 from peft_jax import sharding
-from peft_jax.networks.config import Rotary
+from peft_jax.networks import kernels
+from peft_jax.networks.config import Kernel, Rotary
 from peft_jax.networks.layers import (
   DenseGeneral,
   Initializer,
@@ -24,10 +25,6 @@ from peft_jax.networks.layers import (
 from peft_jax.networks.positions import rotate
 
 Array = jax.Array
-
-# Large enough to hide a position in float32 and bfloat16 softmax, small enough
-# that adding a bias cannot overflow.
-MASKED = -1e10
 
 
 class Attention(nn.Module):
@@ -44,6 +41,7 @@ class Attention(nn.Module):
     rotary: turns queries and keys by their positions; None: not.
     norm_epsilon: of the norms of queries and keys; 0: they have none.
     dropout_rate: of the attention weights, shared along the query axis.
+    kernel: what computes it, see `kernels`.
     dtype: dtype of the computation; logits and softmax are float32.
   """
 
@@ -56,6 +54,7 @@ class Attention(nn.Module):
   rotary: Rotary | None = None
   norm_epsilon: float = 0.0
   dropout_rate: float = 0.0
+  kernel: Kernel = "auto"
   dtype: Any = jnp.float32
 
   # Of the cached keys and values [B, S, H, K]; T5X keeps the length last.
@@ -193,57 +192,21 @@ class Attention(nn.Module):
     """Query [B, T, H, K]; key, value [B, S, H / G, K] -> [B, T, H, K]."""
     if self.scale != 1.0:
       query = query * jnp.asarray(self.scale, query.dtype)
-    # Heads in front: both products are then plain batched matrix products.
-    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    shape, kv_heads = query.shape, key.shape[1]
-    if shape[1] != kv_heads:
-      # Queries of one group become rows of one product.
-      query = query.reshape(shape[0], kv_heads, -1, shape[3])
-    logits = jnp.einsum(
-      "bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.float32
-    ).reshape(*shape[:3], -1)
-    # Bias and mask are small and fuse into one addition.
-    if mask is not None:
-      masked = jnp.where(mask, 0.0, MASKED)
-      bias = masked if bias is None else bias.astype(jnp.float32) + masked
-    if bias is not None:
-      logits = logits + bias.astype(jnp.float32)
-    weights = softmax(logits).astype(self.dtype)
-    weights = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))(
-      weights, deterministic=deterministic
+    dropout = nn.Dropout(self.dropout_rate, broadcast_dims=(-2,))
+    return kernels.attend(
+      query,
+      key,
+      value,
+      bias,
+      mask,
+      kernel=self.kernel,
+      dropout_rate=0.0 if deterministic else self.dropout_rate,
+      drop=lambda weights: dropout(weights, deterministic=deterministic),
     )
-    if shape[1] != kv_heads:
-      weights = weights.reshape(*query.shape[:3], -1)
-    context = (weights @ value).reshape(shape)
-    return jnp.swapaxes(context, 1, 2)
 
 
 def _divided(divisor: float) -> Initializer:
   return lambda *args: fan_in_normal(*args) / divisor
-
-
-@jax.custom_jvp
-def softmax(x: Array) -> Array:
-  """Returns the softmax over the last axis; x: [..., S] float.
-
-  As `jax.nn.softmax`, but its backward pass needs the result alone, which saves
-  a fifth of a training step's temporary memory on CPU.
-
-  Example:
-    >>> softmax(jnp.zeros(4)).tolist()
-    [0.25, 0.25, 0.25, 0.25]
-  """
-  unnormalized = jnp.exp(x - jnp.max(x, axis=-1, keepdims=True))
-  return unnormalized / jnp.sum(unnormalized, axis=-1, keepdims=True)
-
-
-@softmax.defjvp
-def _softmax_jvp(
-  primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
-  (dx,) = tangents
-  y = softmax(*primals)
-  return y, y * (dx - jnp.sum(y * dx, axis=-1, keepdims=True))
 
 
 def attention_mask(

@@ -15,12 +15,14 @@ Positions = Literal[
 ]
 Biases = Literal["none", "qkv", "all"]
 Scaling = Literal["none", "linear", "llama3", "yarn"]
+Kernel = Literal["auto", "xla", "cudnn", "flash"]
 
 _CHOICES = {
   "norm": get_args(Norm),
   "block": get_args(Block),
   "attention_bias": get_args(Biases),
   "positions": get_args(Positions),
+  "attention_kernel": get_args(Kernel),
   "remat": REMAT_POLICIES,
 }
 
@@ -95,6 +97,8 @@ class TransformerConfig:
     mlp_bias: whether the feed-forward block has biases.
     attention_bias: which projections have biases: 'none', 'qkv' or 'all'.
     attention_scale: multiplies the logits; 0: 1 / sqrt(K). T5: 1.
+    attention_kernel: 'auto', 'xla', 'cudnn' or 'flash', see `kernels`; one that
+      is named and cannot be used is an error.
     qk_norm: whether queries and keys are normalised per head (Qwen3).
     norm: 'rms' or 'layer', the one with mean and bias.
     norm_epsilon: of all norms.
@@ -138,6 +142,7 @@ class TransformerConfig:
   mlp_bias: bool = False
   attention_bias: Biases = "none"
   attention_scale: float = 1.0
+  attention_kernel: Kernel = "auto"
   qk_norm: bool = False
   norm: Norm = "rms"
   norm_epsilon: float = 1e-6

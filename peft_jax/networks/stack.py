@@ -174,6 +174,7 @@ def _attention(
     rotary=rotary,
     norm_epsilon=cfg.norm_epsilon if cfg.qk_norm else 0.0,
     dropout_rate=cfg.dropout_rate,
+    kernel=cfg.attention_kernel,
     dtype=cfg.dtype,
     name=name,
   )

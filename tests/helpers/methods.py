@@ -57,7 +57,7 @@ METHODS = {
   ),
   "llm_adapters_series": (
     Rule(
-      r".*/mlp/wi_.*",
+      r".*/mlp/wi.*",
       Bottleneck(size=4, placement="before", use_bias=False, activation="tanh"),
     ),
     Rule("mlp_out", Bottleneck(size=4, initializer="bert", use_bias=False)),
