@@ -39,28 +39,18 @@ def run(args: Any, read_config: Callable[[], Config]) -> int:
   if args.batch < 1:
     raise PlanError(f"expected --batch of at least 1, found {args.batch}.")
   aim = _target(args, mesh)
-  config = on_accelerator(read_config())
-  config = dataclasses.replace(
-    config,
-    batch_size=args.batch,
-    eval_batch_size=args.batch,
+  ask = ask_of(
+    read_config(),
+    aim,
+    model=args.model,
+    adapter=args.adapter,
+    batch=args.batch,
+    lengths=lengths,
+    remat=args.remat,
     micro_batches=args.micro_batches,
-    task_feature_lengths={"inputs": lengths[0], "targets": lengths[1]},
+    mesh=mesh,
   )
-  if args.remat:
-    config = search.with_network(config, remat=args.remat)
-  settings = {
-    "model": args.model,
-    "adapter": args.adapter,
-    "batch": args.batch,
-    "lengths": list(lengths),
-    "remat": config.network.config.remat,
-    "micro_batches": args.micro_batches,
-  }
-  found = make(
-    Ask(config=config, settings=settings, target=aim, mesh=mesh),
-    every_mesh=args.search,
-  )
+  found = make(ask, every_mesh=args.search)
   print(report.to_text(found))
   if args.json:
     report.write_json(found, args.json)
@@ -94,6 +84,55 @@ def make(ask: Ask, *, every_mesh: bool = False) -> report.Plan:
       found, suggestion=other or "nothing that was tried fits"
     )
   return found
+
+
+def ask_of(
+  config: Config,
+  aim: Target,
+  *,
+  model: str,
+  adapter: str,
+  batch: int,
+  lengths: tuple[int, int],
+  remat: str | None = None,
+  micro_batches: int = 1,
+  mesh: tuple[int, int] | None = None,
+  decode: bool = True,
+) -> Ask:
+  """Returns what is to be planned, from a configuration and what changes it.
+
+  Args:
+    config: of the run.
+    aim: what to compile for.
+    model: its name, for the plan.
+    adapter: its name, for the plan.
+    batch: B.
+    lengths: tokens of inputs and targets.
+    remat: of `TransformerConfig`; None: the configuration's.
+    micro_batches: parts that the batch is cut into.
+    mesh: (data, model); None: the smallest model axis that fits.
+    decode: whether decoding is compiled too.
+  """
+  config = dataclasses.replace(
+    on_accelerator(config),
+    batch_size=batch,
+    eval_batch_size=batch,
+    micro_batches=micro_batches,
+    task_feature_lengths={"inputs": lengths[0], "targets": lengths[1]},
+  )
+  if remat:
+    config = search.with_network(config, remat=remat)
+  settings = {
+    "model": model,
+    "adapter": adapter,
+    "batch": batch,
+    "lengths": list(lengths),
+    "remat": config.network.config.remat,
+    "micro_batches": micro_batches,
+  }
+  return Ask(
+    config=config, settings=settings, target=aim, mesh=mesh, decode=decode
+  )
 
 
 def on_accelerator(config: Config) -> Config:

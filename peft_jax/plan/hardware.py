@@ -22,8 +22,8 @@ class Chip:
       for itself; these are the limits that its compiler names.
     flops_per_second: of products in bfloat16, at best.
     hbm_bandwidth: bytes per second of the memory.
-    link_bandwidth: bytes per second that one collective sends, over the two
-      links of one axis of the torus; 0: unknown.
+    link_bandwidth: bytes per second that a chip sends along one axis of the
+      torus, over its two links.
     axes: axes of the torus.
     options: of the topology, for libtpu.
   """
@@ -40,7 +40,7 @@ class Chip:
 # Peak, bandwidth of the memory and of all links in both directions are from
 # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, seen in November 2026; the
 # page of v4 has no links: twice its all-reduce bandwidth per chip, as it is for
-# the others. A collective is taken to use the links of one axis.
+# the others.
 # libtpu takes the two cores of a v4 for devices of their own, JAX on the
 # machine does not ("megacore").
 CHIPS = {
@@ -138,6 +138,25 @@ def topology(name: str) -> Topology:
       f" {chip.name} chips, found {found[2]!r}."
     )
   return Topology(chip=chip, shape=tuple(map(int, found[2].split("x"))))
+
+
+def axes_spanned(shape: tuple[int, ...], group: int) -> int:
+  """Returns along how many axes of a slice a group of its chips lies.
+
+  Example:
+    >>> axes_spanned((4, 4), 4), axes_spanned((4, 4), 16)
+    (1, 2)
+
+  Args:
+    shape: of the slice.
+    group: chips that talk to one another; they fill the longest axes first.
+  """
+  reached, axes = 1, 0
+  for size in sorted(shape, reverse=True):
+    if axes and reached >= group:
+      break
+    reached, axes = reached * size, axes + 1
+  return axes
 
 
 def larger(slice_: Topology) -> list[Topology]:

@@ -5,19 +5,21 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peft_jax.plan import hardware
 from peft_jax.plan.compiled import KINDS, Compiled
-from peft_jax.plan.hardware import GIB, Chip
+from peft_jax.plan.hardware import GIB
 from peft_jax.plan.program import Collective, total_bytes
+from peft_jax.plan.target import Target
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Times:
-  """The least seconds that one call of a program takes.
+  """Seconds that one call of a program takes, a roofline estimate.
 
   Attributes:
     compute: products at the chip's best.
     memory: their operands and results from and to its memory.
-    links: collectives, along a ring.
+    links: collectives, each along rings over the axes that its chips span.
   """
 
   compute: float
@@ -26,18 +28,23 @@ class Times:
 
   @property
   def total(self) -> float:
-    """Products and memory overlap; collectives wait for what they send."""
+    """Products and memory overlap; collectives are waited for."""
     return max(self.compute, self.memory) + self.links
 
 
-def times(found: Compiled, chip: Chip | None) -> Times | None:
+def times(found: Compiled, aim: Target) -> Times | None:
   """Returns the roofline estimate; None where chip or program is unknown."""
+  chip = aim.chip
   if chip is None or found.work_per_chip is None:
     return None
+  links = sum(
+    one.sent_bytes / hardware.axes_spanned(aim.shape, one.group)
+    for one in found.collectives
+  )
   return Times(
     compute=found.work_per_chip.flops / chip.flops_per_second,
     memory=found.work_per_chip.bytes / chip.hbm_bandwidth,
-    links=total_bytes(found.collectives) / chip.link_bandwidth,
+    links=links / chip.link_bandwidth,
   )
 
 
@@ -51,7 +58,7 @@ class Plan:
     mesh: axis -> size.
     hbm_bytes: that a program may use on one chip.
     train: the training step.
-    decoding: of a batch; None: not compiled, as the step does not fit.
+    decoding: of a batch; None: not compiled.
     train_times: of the step; None: unknown.
     decoding_times: of a batch; None: unknown.
     suggestion: other settings that fit, in words; empty if these do.
@@ -69,10 +76,10 @@ class Plan:
 
   @property
   def fits(self) -> bool:
-    """Whether training and decoding fit."""
+    """Whether training fits, and decoding where it was compiled."""
+    programs = [found for found in (self.train, self.decoding) if found]
     return all(
-      found is not None and found.fits and found.used_bytes <= self.hbm_bytes
-      for found in (self.train, self.decoding)
+      found.fits and found.used_bytes <= self.hbm_bytes for found in programs
     )
 
   @property
@@ -181,7 +188,7 @@ def _time_lines(plan: Plan) -> list[str]:
   settings = plan.settings
   tokens = settings["batch"] * sum(settings["lengths"])
   lines.append(
-    f"a step takes at least {1e3 * estimate.total:.1f} ms,"
+    f"a step takes about {1e3 * estimate.total:.1f} ms,"
     f" {tokens / estimate.total:,.0f} tokens/s: products"
     f" {1e3 * estimate.compute:.1f} ms or memory"
     f" {1e3 * estimate.memory:.1f} ms, then collectives"
@@ -190,7 +197,7 @@ def _time_lines(plan: Plan) -> list[str]:
   if plan.decoding_times is not None:
     written = settings["batch"] * settings["lengths"][1]
     lines.append(
-      f"decoding a batch at least {1e3 * plan.decoding_times.total:.1f} ms,"
+      f"decoding a batch about {1e3 * plan.decoding_times.total:.1f} ms,"
       f" {written / plan.decoding_times.total:,.0f} tokens/s"
     )
   return lines

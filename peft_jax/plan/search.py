@@ -25,12 +25,14 @@ class Ask:
     settings: model, adapter, batch, lengths, remat, micro_batches, as printed.
     target: what to compile for.
     mesh: (data, model); None: the smallest model axis that fits.
+    decode: whether decoding is compiled too.
   """
 
   config: Config
   settings: dict[str, Any]
   target: Target
   mesh: tuple[int, int] | None = None
+  decode: bool = True
 
 
 def changed(ask: Ask, **settings: Any) -> Ask:
@@ -99,7 +101,7 @@ def plan_mesh(ask: Ask, shape: tuple[int, int]) -> Plan:
   run = compiled.shapes(ask.config, mesh)
   train = compiled.train_step(run)
   decoding = None
-  if train.fits and train.used_bytes <= aim.memory_bytes:
+  if ask.decode and train.fits and train.used_bytes <= aim.memory_bytes:
     decoding = compiled.decoding(run)
   return Plan(
     settings=ask.settings,
@@ -108,8 +110,8 @@ def plan_mesh(ask: Ask, shape: tuple[int, int]) -> Plan:
     hbm_bytes=aim.memory_bytes,
     train=train,
     decoding=decoding,
-    train_times=report.times(train, aim.chip),
-    decoding_times=report.times(decoding, aim.chip) if decoding else None,
+    train_times=report.times(train, aim),
+    decoding_times=report.times(decoding, aim) if decoding else None,
   )
 
 

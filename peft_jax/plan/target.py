@@ -35,12 +35,14 @@ class Target:
     memory_bytes: that a program may use, per device.
     devices: what JAX compiles for.
     chip: what a device is capable of; None: unknown, no time is estimated.
+    shape: of the slice; empty: there is none.
   """
 
   name: str
   memory_bytes: int
   devices: Sequence[Any]
   chip: Chip | None = None
+  shape: tuple[int, ...] = ()
 
 
 def tpu(name: str) -> Target:
@@ -74,6 +76,7 @@ def tpu(name: str) -> Target:
     memory_bytes=found.chip.hbm_bytes,
     devices=described.devices,
     chip=found.chip,
+    shape=found.shape,
   )
 
 

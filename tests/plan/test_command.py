@@ -37,6 +37,7 @@ def processors(monkeypatch):
       memory_bytes=memory_bytes or chip.hbm_bytes,
       devices=jax.devices()[:8],
       chip=chip,
+      shape=(2, 4),
     )
 
   monkeypatch.setattr(target, "tpu", tpu)

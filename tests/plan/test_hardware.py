@@ -56,3 +56,17 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch):
 def test_more_devices_than_there_are():
   with pytest.raises(HardwareError, match="expected 64 devices"):
     target.of_memory("80GB", 64)
+
+
+@pytest.mark.parametrize(
+  ("shape", "group", "axes"),
+  [
+    ((4, 4), 1, 1),
+    ((4, 4), 4, 1),
+    ((4, 4), 8, 2),
+    ((2, 4), 4, 1),
+    ((2, 2, 4), 16, 3),
+  ],
+)
+def test_axes_that_a_group_lies_along(shape, group, axes):
+  assert hardware.axes_spanned(shape, group) == axes
