@@ -20,6 +20,7 @@ So a frozen kernel costs one product backward (that of its input) and a trained
 one two; scores and context, whose operands are both activations, cost two. In
 the first layer of a stack of a frozen model, what nothing trained precedes
 costs none. Everything else, such as softmax and the optimizer, counts nothing.
+`peft_jax.plan.flops` counts them in the traced step.
 
 Rows of `--json FILE`, a list: `system` is `peft_jax`, `hf` or `floor`;
 `tokens_per_s` counts inputs and targets; `ratio_to_peer` is our tokens per
@@ -50,6 +51,7 @@ import numpy as np
 from peft_jax import IA3, Adapted, LoRA, Rule, partition
 from peft_jax.networks import EncoderDecoder, TransformerConfig
 from peft_jax.optim import optimizers
+from peft_jax.plan import flops
 from peft_jax.train import step as train_step
 
 METHODS = ("ia3", "lora", "full")
@@ -94,79 +96,25 @@ class Shapes:
 # --- The floor ---------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class _Count:
-  """Adds up the FLOPs of one step of a method.
-
-  Attributes:
-    shapes: the sizes.
-    method: one of `METHODS`.
-    flops: the sum so far.
-  """
-
-  shapes: Shapes
-  method: str
-  flops: int = 0
-
-  def product(self, m: int, *needs_gradient: bool) -> None:
-    """Counts one product of m multiply-adds."""
-    self.flops += 2 * m * (1 + sum(needs_gradient))
-
-  def projection(
-    self, rows: int, inputs: int, outputs: int, moves: bool, lora: bool = False
-  ) -> None:
-    """Counts activations [rows, inputs] @ a kernel.
-
-    `moves` says whether something trained precedes the activations.
-    """
-    self.product(rows * inputs * outputs, moves, self.method == "full")
-    if lora:
-      rank = self.shapes.rank
-      self.product(rows * inputs * rank, moves, True)
-      self.product(rows * rank * outputs, True, True)
-
-  def attention(
-    self, length_q: int, length_kv: int, q_moves: bool, kv_moves: bool
-  ) -> None:
-    """Counts one attention with all its projections."""
-    s = self.shapes
-    joined = s.num_heads * s.head_dim
-    rows_q, rows_kv = s.batch * length_q, s.batch * length_kv
-    lora, ia3 = self.method == "lora", self.method == "ia3"
-    self.projection(rows_q, s.d_model, joined, q_moves, lora)
-    self.projection(rows_kv, s.d_model, joined, kv_moves)
-    self.projection(rows_kv, s.d_model, joined, kv_moves, lora)
-    full = self.method == "full"
-    query = q_moves or lora or full
-    key = kv_moves or ia3 or full
-    self.product(rows_q * length_kv * joined, query, key)
-    self.product(rows_q * length_kv * joined, query or key, True)
-    self.projection(rows_q, joined, s.d_model, True)
-
-  def mlp(self, length: int) -> None:
-    """Counts the three projections of a gated feed-forward block."""
-    s = self.shapes
-    for inputs, outputs in [(s.d_model, s.d_ff)] * 2 + [(s.d_ff, s.d_model)]:
-      self.projection(s.batch * length, inputs, outputs, True)
-
-
 def step_flops(shapes: Shapes, method: str) -> int:
   """Returns the FLOPs of the matrix products of one step; see the top.
 
   >>> round(step_flops(Shapes(), "ia3") / 1e9, 1)
   238.7
   """
-  count = _Count(shapes, method)
-  for layer in range(shapes.num_layers):
-    moves = layer > 0 or method == "full"
-    count.attention(shapes.inputs, shapes.inputs, moves, moves)
-    count.mlp(shapes.inputs)
-    count.attention(shapes.targets, shapes.targets, moves, moves)
-    count.attention(shapes.targets, shapes.inputs, True, True)
-    count.mlp(shapes.targets)
-  rows = shapes.batch * shapes.targets
-  count.projection(rows, shapes.d_model, shapes.vocab, True)
-  return count.flops
+  model = make_model(shapes, method, "float32")
+  batch = make_batch(shapes)
+  inputs = train_step.network_inputs(batch)
+  init = lambda key: model.init(key, **inputs)["params"]
+  trained = jax.eval_shape(init, jax.random.key(0))
+  frozen: Any = {}
+  if isinstance(model, Adapted):
+    frozen, trained = partition.split(trained, model)
+  tx = optimizers.adamw(learning_rate=LEARNING_RATE)
+  start = lambda leaves: train_step.init_state(leaves, tx, jax.random.key(1))
+  step = train_step.make_train_step(model, tx, dropout=False)
+  state = jax.eval_shape(start, trained)
+  return flops.of_function(step, state, frozen, batch).flops
 
 
 def matmul_limit(

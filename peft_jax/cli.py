@@ -1,4 +1,4 @@
-"""The command line: peft-jax train | eval | infer | export | import | ..."""
+"""The command line: peft-jax train | plan | eval | infer | ..."""
 
 import argparse
 import dataclasses
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_jax import networks
+from peft_jax.networks.config import REMAT_POLICIES
 
 _EPILOG = """\
 settings: --gin_file FILE, --gin.NAME=value and --gin_search_paths A,B as in
@@ -83,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 
   check = add("check", _check, "resolve a configuration without training")
   _add_run_arguments(check)
+
+  plan = add("plan", _plan, "say what a run needs of a TPU, without one")
+  _add_plan_arguments(plan)
 
   evaluate = add("eval", _eval, "evaluate a trained adapter on its task")
   evaluate.add_argument("adapter", help="a run or an exported adapter")
@@ -158,6 +162,47 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--warm_start", metavar="DIR", help="take weights from")
 
 
+def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "--model",
+    required=True,
+    metavar="NAME",
+    help="peft-jax list models, hf:DIR",
+  )
+  command.add_argument(
+    "--adapter", required=True, metavar="NAME", help="peft-jax list methods"
+  )
+  command.add_argument("--gin_file", action="append", default=[])
+  command.add_argument("--batch", type=int, default=32, metavar="B")
+  command.add_argument(
+    "--lengths", default="512,64", metavar="S,T", help="inputs, targets"
+  )
+  command.add_argument("--micro_batches", type=int, default=1, metavar="N")
+  command.add_argument("--remat", choices=REMAT_POLICIES)
+  where = command.add_mutually_exclusive_group(required=True)
+  where.add_argument("--topology", metavar="SLICE", help="e.g. v5e:4x4")
+  where.add_argument("--gpu_memory", metavar="SIZE", help="e.g. 80GB")
+  command.add_argument(
+    "--mesh", metavar="DATA,MODEL", help="default: the smallest MODEL that fits"
+  )
+  command.add_argument(
+    "--search",
+    action="store_true",
+    help="compile for every mesh, take the best",
+  )
+  command.add_argument("--json", metavar="FILE", help="where it is written")
+  # What a run says besides; nothing of it is read.
+  command.set_defaults(
+    recipe=None,
+    task="plan",
+    backbone="random",
+    data_dir=None,
+    vocabulary="bytes",
+    model_dir="plan",
+    warm_start=None,
+  )
+
+
 def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
   group = command.add_argument_group("decoding", "default: greedy")
   group.add_argument("--num_beams", type=int, default=1, metavar="N")
@@ -169,7 +214,7 @@ def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _decoding(args: Any) -> Any:
-  from peft_jax.train.evaluate import Decoding
+  from peft_jax.train.predict import Decoding
 
   fields = [field.name for field in dataclasses.fields(Decoding)]
   return Decoding(**{name: getattr(args, name) for name in fields})
@@ -305,6 +350,12 @@ def _check(args: Any) -> None:
   if not config.backbone:
     raise ValueError("expected a backbone, found none. Pass --backbone DIR.")
   print("ok")
+
+
+def _plan(args: Any) -> int:
+  from peft_jax.plan import command
+
+  return command.run(args, lambda: _resolve(args).config)
 
 
 def _eval(args: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.linen import partitioning as flax_partitioning
+from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from peft_jax.networks.config import Kernel
@@ -303,9 +303,7 @@ def _on_mesh(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return function
-  names = flax_partitioning.logical_to_mesh_axes(
-    ("batch", "heads", "length", "kv")
-  )
+  names = nn.logical_to_mesh_axes(("batch", "heads", "length", "kv"))
   axes = [
     name if name and size % mesh.shape[name] == 0 else None
     for name, size in zip(names or (), operands[0].shape, strict=False)

@@ -1,4 +1,4 @@
-"""The published sizes of the T5 family, by name."""
+"""Published sizes, by name."""
 
 import dataclasses
 import difflib
@@ -55,6 +55,21 @@ _TINY = TransformerConfig(
   num_decoder_layers=3,
 )
 
+# arXiv 2302.13971, table 2; its released configuration has the rest.
+_LLAMA_7B = TransformerConfig(
+  vocab_size=32000,
+  emb_dim=4096,
+  num_heads=32,
+  head_dim=128,
+  mlp_dim=11008,
+  num_encoder_layers=0,
+  num_decoder_layers=32,
+  mlp_activations=("silu", "linear"),
+  attention_scale=0.0,
+  norm_epsilon=1e-6,
+  positions="rotary",
+)
+
 CONFIGS: dict[str, TransformerConfig] = {
   "tiny": _TINY,
   **{f"t5_1_1_{name}": _config(size) for name, size in _T5_1_1.items()},
@@ -64,6 +79,7 @@ CONFIGS: dict[str, TransformerConfig] = {
     )
     for name, size in _T5_1_0.items()
   },
+  "llama_7b": _LLAMA_7B,
 }
 
 

@@ -17,12 +17,13 @@ from peft_jax.orbax_io import locate
 from peft_jax.train import data, evaluate, features, fisher, report, run_dir
 from peft_jax.train.checkpoints import Checkpoints
 from peft_jax.train.config import Config, ConfigError, Resolved
-from peft_jax.train.evaluate import Evaluation, Inputs
+from peft_jax.train.evaluate import Evaluation
 from peft_jax.train.logs import RunLog, read_metrics
+from peft_jax.train.predict import Inputs, make_predict
 from peft_jax.train.preemption import EXIT_CODE, Preemption
 from peft_jax.train.progress import Progress
-from peft_jax.train.setup import Setup, setup, warm_started
-from peft_jax.train.step import TrainState, make_train_step
+from peft_jax.train.setup import Setup, jitted_step, setup, warm_started
+from peft_jax.train.step import TrainState
 
 # By then a schedule that warms up from 0 has moved LoRA's b, so that its a has
 # a gradient.
@@ -133,18 +134,7 @@ def _run(
   first = int(state.step)
   whole = sharding.replicated(mesh)
   gather = jax.jit(lambda tree: tree, out_shardings=whole)
-  step_fn = jax.jit(
-    make_train_step(
-      run.model,
-      run.tx,
-      micro_batches=config.micro_batches,
-      dropout=config.dropout,
-      z_loss=config.z_loss,
-      normalization=config.normalization,
-    ),
-    donate_argnums=0,
-    out_shardings=(run.state_sharding, whole),
-  )
+  step_fn = jitted_step(config, run.model, run.tx, run.state_sharding, mesh)
   batches = data.train_batches(
     task,
     lengths=config.task_feature_lengths,
@@ -231,7 +221,7 @@ class Evaluator:
   def _make_predict(
     self, model: Any
   ) -> Callable[[Any, Any, Inputs], jax.Array]:
-    return evaluate.make_predict(
+    return make_predict(
       model,
       mesh=self.mesh,
       max_decode_length=self.config.task_feature_lengths["targets"],

@@ -28,7 +28,8 @@ from peft_jax.tasks.sources import DataError
 from peft_jax.train import checkpoints, data, evaluate, features
 from peft_jax.train import config as configs
 from peft_jax.train.config import Config
-from peft_jax.train.evaluate import Decoding, Evaluation
+from peft_jax.train.evaluate import Evaluation
+from peft_jax.train.predict import Decoding, make_predict
 from peft_jax.train.setup import load_backbone, shapes_of
 
 
@@ -201,7 +202,7 @@ def _predict(
   network: Any = None,
   how: Decoding | None = None,
 ) -> Any:
-  compiled = evaluate.make_predict(
+  compiled = make_predict(
     opened.model if network is None else network,
     mesh=opened.mesh,
     max_decode_length=opened.config.task_feature_lengths["targets"],

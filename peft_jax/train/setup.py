@@ -27,7 +27,7 @@ from peft_jax.inject import Adapted
 from peft_jax.partition import RuleRow
 from peft_jax.train import checkpoints
 from peft_jax.train.config import Config, ConfigError
-from peft_jax.train.step import TrainState, init_state
+from peft_jax.train.step import TrainState, init_state, make_train_step
 
 # Backbones that ship with the package.
 _SHIPPED = {"tiny": "assets/tiny.npz"}
@@ -99,20 +99,16 @@ def setup(config: Config, mesh: Mesh) -> Setup:
   adapter = jax.tree.map(
     _own_copy, adapter, adapter_places, partition.select(shapes, adapter)
   )
-  tx = config.optimizer
-  if config.lora_plus_ratio:
-    tx = optim.lora_plus(tx, ratio=config.lora_plus_ratio)
-  if config.gradient_clip:
-    tx = optim.with_clipping(tx, max_norm=config.gradient_clip)
+  tx = optimizer_of(config)
   state = init_state(adapter, tx, jax.random.fold_in(key, 1), model)
-  state_sharding = _state_sharding(state, adapter_places, mesh)
-  state = jax.tree.map(jax.device_put, state, state_sharding)
+  placed = state_sharding(state, adapter_places, mesh)
+  state = jax.tree.map(jax.device_put, state, placed)
   return Setup(
     model=model,
     tx=tx,
     frozen=frozen,
     state=state,
-    state_sharding=state_sharding,
+    state_sharding=placed,
     rows=partition.rule_table(shapes, model),
     description=backbone.describe(config.network, config.model_name),
     source={
@@ -120,6 +116,46 @@ def setup(config: Config, mesh: Mesh) -> Setup:
       "fingerprint": manifest.fingerprint(whole),
     },
     counts=partition.counts(shapes, model),
+  )
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformation:
+  """Returns the run's optimizer, with clipping."""
+  tx = config.optimizer
+  if config.lora_plus_ratio:
+    tx = optim.lora_plus(tx, ratio=config.lora_plus_ratio)
+  if config.gradient_clip:
+    tx = optim.with_clipping(tx, max_norm=config.gradient_clip)
+  return tx
+
+
+def jitted_step(
+  config: Config,
+  model: Any,
+  tx: optax.GradientTransformation,
+  placed: Any,
+  mesh: Mesh,
+) -> Any:
+  """Returns the run's training step, to be compiled when first called.
+
+  Args:
+    config: the run's configuration.
+    model: the network with its adapters.
+    tx: the optimizer, see `optimizer_of`.
+    placed: shardings of the state, see `state_sharding`.
+    mesh: the mesh; call inside `sharding.use`.
+  """
+  return jax.jit(
+    make_train_step(
+      model,
+      tx,
+      micro_batches=config.micro_batches,
+      dropout=config.dropout,
+      z_loss=config.z_loss,
+      normalization=config.normalization,
+    ),
+    donate_argnums=0,
+    out_shardings=(placed, sharding.replicated(mesh)),
   )
 
 
@@ -208,8 +244,11 @@ def _init(
   return jax.jit(init, out_shardings=partition.select(places, wanted))(key)
 
 
-def _state_sharding(state: TrainState, adapter_places: Any, mesh: Mesh) -> Any:
-  """Slots of the optimizer lie where their leaf lies, the rest everywhere."""
+def state_sharding(state: TrainState, adapter_places: Any, mesh: Mesh) -> Any:
+  """Returns where a state lies.
+
+  Slots of the optimizer lie where their leaf lies, the rest everywhere.
+  """
   whole: Any = sharding.replicated(mesh)
   flat = trees.flatten(state.adapter)
   shapes = {path: leaf.shape for path, leaf in flat.items()}

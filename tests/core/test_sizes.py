@@ -49,7 +49,17 @@ def by_hand(layers, d, f, h, k, gated):
 
 
 def test_all_published_sizes_are_here():
-  assert set(networks.CONFIGS) == {"tiny", *PUBLISHED}
+  assert set(networks.CONFIGS) == {"tiny", "llama_7b", *PUBLISHED}
+
+
+def test_llama_counts():
+  # Hugging Face's LLaMA 7B has 6,738,415,616 parameters.
+  network = networks.create("llama_7b", scan_layers=True)
+  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  found = jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
+  d, f, layers, v = 4096, 11008, 32, 32000
+  by_hand = layers * (4 * d * d + 3 * d * f + 2 * d) + d + 2 * v * d
+  assert count(found) == by_hand == 6_738_415_616
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -56,6 +56,8 @@ def test_every_model_file_resolves(name, tmp_path):
   bindings = list(REQUIRED)
   if name == "models/hugging_face.gin":
     bindings.append(f"MODEL_NAME = 'hf:{HUGGING_FACE / 't5_v1_1'}'")
+  if name == "models/llama_7b.gin":
+    bindings.append("VOCABULARY = 'bytes'")
   if name == "models/directory.gin":
     network = tiny.t5()
     backbone.save(

@@ -6,7 +6,8 @@ import pytest
 from helpers import tiny
 
 from peft_jax import decoding, sharding
-from peft_jax.train.evaluate import Decoding, make_predict, predict_tokens
+from peft_jax.train.evaluate import predict_tokens
+from peft_jax.train.predict import Decoding, make_predict
 
 
 def answers(how, batch_size, rows=11):
