@@ -101,7 +101,7 @@ def restore(
       f"expected a backbone directory with {FILE_NAME}, or an .npz file, found"
       f" {'another directory' if path.is_dir() else 'nothing'} at {path}."
     )
-  tree = layout.like(tree, spec)
+  tree = layout.fit(tree, spec)
   check_fits(tree, spec, source=str(path))
   tree = layout.cast(tree, dtype)
   if shardings is None:

@@ -95,7 +95,15 @@ def open_adapter(
     shapes = variables["params"]
     frozen_spec, adapter_spec = partition.split(shapes, model)
     checkpoint.check_fits(leaves, adapter_spec, source=str(directory))
-    whole = load_backbone(config, model, shapes, places)
+    whole = load_backbone(
+      config.backbone,
+      model,
+      shapes,
+      places,
+      name=config.model_name,
+      dtype=config.backbone_dtype,
+      seed=config.random_seed,
+    )
     checkpoint.check_backbone(
       manifest, manifests.fingerprint(whole), source=str(directory)
     )
