@@ -19,9 +19,8 @@ class Preempted(trainer.PreemptionError, SystemExit):
   SystemExit it ends the process with the status that asks for a restart.
   """
 
-  def __init__(self) -> None:
-    super().__init__(EXIT_CODE)
-    self.code = EXIT_CODE
+  # Of the class: gin raises a copy in its place, made without __init__.
+  code = EXIT_CODE
 
 
 class Trainer(trainer.Trainer):
@@ -41,7 +40,7 @@ class Trainer(trainer.Trainer):
         f" {type(module).__name__}. Use gin_configs/models/t5x_*.gin, or T5X's"
         " own trainer."
       )
-    self._newest = self.train_state
+    self._newest: Any = None
     if self.train_state is not None:  # T5X's eval sets it later
       announce(module, self.train_state)
     self._preemption = Preemption()
@@ -62,8 +61,8 @@ class Trainer(trainer.Trainer):
     """
     if start_step is None:
       start_step = int(self.train_state.step)
-    run, own = self._compiled_train_step or self._partitioned_train_step, None
-    own = self._compiled_train_step
+    own, self._newest = self._compiled_train_step, self.train_state
+    run = own or self._partitioned_train_step
 
     def remembered(state: Any, batch: Any) -> Any:
       self._newest, metrics = run(state, batch)
