@@ -8,6 +8,7 @@ from t5x.examples.scalable_t5 import network as scalable
 from t5x.examples.t5 import network as minimal
 
 from peft_jax import backbone, networks
+from peft_jax.t5x import published
 
 # What T5X's configurations and ours have in common.
 _SHARED = (
@@ -39,7 +40,7 @@ def create(
     2048
 
   Args:
-    name: a key of `peft_jax.networks.CONFIGS`.
+    name: a key of `published.MODELS`.
     scan_layers: T5X's `scalable_t5`, which compiles one layer per stack and can
       recompute activations; otherwise its minimal T5. Both read the same
       checkpoints.
@@ -56,7 +57,9 @@ def create(
       f"expected remat='none' for T5X's minimal T5, found {remat!r}: it cannot"
       " recompute. Set scan_layers=True."
     )
-  ours = dataclasses.replace(networks.create(name).config, **overrides)
+  size, rows = published.sizes(name)
+  overrides = rows | overrides
+  ours = dataclasses.replace(networks.create(size).config, **overrides)
   fields = {field: getattr(ours, field) for field in _SHARED}
   fields["dropout_rate"] = dropout_rate
   fields["dtype"] = networks.default_dtype() if dtype is None else dtype
@@ -95,8 +98,3 @@ def describe(network: nn.Module, name: str = "") -> dict[str, Any]:
     "class": type(network).__qualname__,
     "config": {k: v for k, v in sizes.items() if isinstance(v, int | str)},
   }
-
-
-def is_t5(network: nn.Module) -> bool:
-  """Whether `describe` knows the network's twin among ours."""
-  return describe(network)["class"] == "EncoderDecoder"
