@@ -143,6 +143,7 @@ class AdapterCheckpointer:
       path = f"{self._folder}/{checkpoints.T5X_PREFIX}_{step}"
     if not path:
       raise ConfigError("expected a path to restore from, found none.")
+    path = _located(path)
     if is_adapter(path):
       return self._from_adapter(path)
     if self._trains and source_of(path) == self._backbone:
@@ -190,7 +191,7 @@ class AdapterCheckpointer:
     if step in earlier:
       return
     if earlier:
-      last, _ = checkpoints.read(self._folder, step=earlier[-1])
+      last = checkpoints.read_manifest(self._folder, step=earlier[-1])
       backbone, first = last.backbone, last.training["first_step"]
     else:
       backbone, first = self._described(train_state.params), self._first_step()
@@ -370,6 +371,34 @@ def source_of(path: str) -> str:
     return path
   if t5x_files.is_checkpoint(path) and not path.endswith(".npz"):
     return f"{t5x_files.PREFIX}{path}"
+  return path
+
+
+def checkpoint_path(path: str) -> str:
+  """Returns an adapter's path as T5X's evaluation wants it.
+
+  At its end T5X sorts the paths by the number that they end in. So of a run it
+  is the last checkpoint; to an exported adapter its step is appended, and taken
+  off again by `AdapterCheckpointer`. Other paths are returned as they are.
+
+  Args:
+    path: a run, one of its checkpoints, or an exported adapter.
+  """
+  if not is_adapter(path):
+    return path
+  if steps := checkpoints.steps_of(path):
+    return str(checkpoints.folder_of(path, steps[-1]))
+  if checkpoints.is_checkpoint(path):
+    return path
+  step = manifests.read(path).training.get("step", 0)
+  return f"{path}/{step}"
+
+
+def _located(path: str) -> str:
+  """Takes off what `checkpoint_path` appended."""
+  parent, _, name = path.rstrip("/").rpartition("/")
+  if name.isdigit() and parent and not locate(path).exists():
+    return parent
   return path
 
 

@@ -206,6 +206,11 @@ def _folders(model_dir: str | Path) -> dict[int, Any]:
   return found
 
 
+def folder_of(model_dir: str | Path, step: int) -> Any:
+  """Returns the folder of one of a run's checkpoints."""
+  return _folders(model_dir)[step]
+
+
 def is_checkpoint(folder: str | Path) -> bool:
   """Whether a folder is one step's, of a run or of a T5X job with adapters."""
   folder = locate(folder)
@@ -241,13 +246,22 @@ def read_folder(folder: str | Path) -> tuple[Manifest, dict]:
     AdapterError: if the adapter's bytes are not those of its manifest.
   """
   folder = locate(folder)
-  values = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(
-    folder / "manifest"
-  )
-  manifest = manifests.from_json(values, source=str(folder))
+  manifest = _manifest_of(folder)
   leaves = checkpoint.read_orbax(folder / "adapter")
   checkpoint.verify(manifest, leaves, source=str(folder))
   return manifest, unflatten_dict(leaves, sep="/")
+
+
+def _manifest_of(folder: Any) -> Manifest:
+  values = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(
+    folder / "manifest"
+  )
+  return manifests.from_json(values, source=str(folder))
+
+
+def read_manifest(model_dir: str | Path, *, step: int) -> Manifest:
+  """Returns the manifest of a run's checkpoint, not looking at its leaves."""
+  return _manifest_of(folder_of(model_dir, step))
 
 
 def load_adapter(directory: str | Path) -> tuple[Manifest, dict]:
