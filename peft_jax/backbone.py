@@ -105,7 +105,7 @@ def restore(
       f"expected a backbone directory with {FILE_NAME}, or an .npz file, found"
       f" {'another directory' if where.is_dir() else 'nothing'} at {where}."
     )
-  tree = layout.like(tree, spec)
+  tree = layout.fit(tree, spec)
   check_fits(tree, spec, source=str(where))
   tree = layout.cast(tree, dtype)
   if shardings is None:

@@ -7,8 +7,9 @@ network that scans keeps the layers of a stack in one module: ours as
 into the other.
 """
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -219,8 +220,48 @@ def as_matrix(path: str, kernel: Any) -> Any:
     >>> as_matrix("attention/key/kernel", np.ones((5, 2, 3))).shape
     (5, 6)
   """
-  if kernel.ndim <= 2:
-    return kernel
-  if path.endswith("/out/kernel"):
-    return kernel.reshape(-1, kernel.shape[-1])
-  return kernel.reshape(kernel.shape[0], -1)
+  return kernel.reshape(matrix_shape(path, kernel.shape))
+
+
+def matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
+  """Returns the shape of a kernel as a matrix.
+
+  Example:
+    >>> matrix_shape("attention/key/kernel", (5, 2, 3))
+    (5, 6)
+  """
+  shape = tuple(shape)
+  if len(shape) <= 2:
+    return shape
+  inputs = len(shape) - 1 if path.endswith("/out/kernel") else 1
+  return math.prod(shape[:inputs]), math.prod(shape[inputs:])
+
+
+def fit(tree: Any, spec: Any) -> dict:
+  """Returns the tree in the view of `spec`, head axes joined or apart as there.
+
+  Leaves that `spec` does not have are kept as they are, and so are those of
+  another size.
+
+  Example:
+    >>> tree = {"key": {"kernel": np.ones((5, 6))}}
+    >>> spec = {"key": {"kernel": np.ones((5, 2, 3))}}
+    >>> fit(tree, spec)["key"]["kernel"].shape
+    (5, 2, 3)
+
+  Args:
+    tree: leaves in either view of the layers.
+    spec: arrays or shapes.
+  """
+  wanted: dict[str, Any] = {
+    layer: shape
+    for path, leaf in trees.flatten(spec).items()
+    for layer, shape in rows_of(path, leaf)
+  }
+  rows = trees.flatten(to_layers(tree))
+  for path, leaf in rows.items():
+    shape = wanted.get(path, leaf.shape)
+    same = matrix_shape(path, shape) == matrix_shape(path, leaf.shape)
+    if same and tuple(leaf.shape) != shape:
+      rows[path] = leaf.reshape(shape)
+  return like(trees.unflatten(rows), spec)

@@ -290,6 +290,7 @@ def _samples(backbone: Any) -> dict[str, tuple[tuple[int, ...], bytes]]:
       leaf = jnp.moveaxis(leaf, axis, 0)
     values = _take(leaf, len(rows), index)
     for i, (layer_path, shape) in enumerate(rows):
+      shape = layout.matrix_shape(layer_path, shape)
       found[layer_path] = (shape, values[i].tobytes())
   return found
 

@@ -199,6 +199,17 @@ def is_constant(path: str, model: Adapted) -> bool:
   )
 
 
+def is_trained(path: str, model: Adapted) -> bool:
+  """Whether training changes a leaf.
+
+  Example:
+    >>> from peft_jax import IA3, Rule
+    >>> is_trained("key/ia3/scaling", Adapted(None, [Rule("key", IA3())]))
+    True
+  """
+  return model.rule_of(path) is not None and not is_constant(path, model)
+
+
 def trainable_mask(params: Params, model: Adapted) -> Params:
   """Returns the tree of bools, True for adapter leaves; keeps the tree's type.
 
@@ -212,8 +223,7 @@ def trainable_mask(params: Params, model: Adapted) -> Params:
   """
 
   def is_trainable(path: tuple, _: Any) -> bool:
-    names = "/".join(str(key.key) for key in path)
-    return model.rule_of(names) is not None and not is_constant(names, model)
+    return is_trained("/".join(str(key.key) for key in path), model)
 
   return jax.tree_util.tree_map_with_path(is_trainable, params)
 

@@ -11,11 +11,14 @@ from peft_jax.tasks import sources, tokenizer_files
 # text is first tokenised and not before.
 T5_MODEL = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 
+# mT5's; its 100 sentinels are pieces of the model.
+MT5_MODEL = "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model"
+
 # T5's sentinels, which are not in the model file but count in its vocabulary.
 T5_EXTRA_IDS = 100
 
 # What `load` takes besides a path.
-NAMES = ("bytes", "t5")
+NAMES = ("bytes", "t5", "mt5")
 MODEL_PREFIX = "hf:"
 
 
@@ -29,7 +32,7 @@ def load(
   """Returns a vocabulary by its name or from its file.
 
   A file is read at once, so that a wrong path fails here and not when the
-  training starts. `"t5"` opens nothing until a text is tokenised.
+  training starts. `"t5"` and `"mt5"` open nothing until a text is tokenised.
 
   Example:
     >>> load("bytes").encode("hi")
@@ -39,11 +42,11 @@ def load(
 
   Args:
     name_or_path: `"bytes"` for ByT5's bytes, `"t5"` for T5's 32,000 pieces at
-      `T5_MODEL`, `"hf:DIR"` for what lies beside a model of Hugging Face, or
+      `T5_MODEL`, `"mt5"` for mT5's at `MT5_MODEL`, `"hf:DIR"` for what lies beside a model of Hugging Face, or
       the path of a SentencePiece `.model` file or a `tokenizer.json`.
     extra_ids: number of sentinels at the end of the vocabulary. Default: 100
       for SentencePiece, as T5 has; 0 for bytes, as T5's own ByT5 tasks have,
-      and for `tokenizer.json`.
+      for `"mt5"` and for `tokenizer.json`.
 
   Raises:
     VocabularyError: if a path holds no vocabulary.
@@ -51,6 +54,8 @@ def load(
   name = os.fspath(name_or_path)
   if name == "bytes":
     return seqio.ByteVocabulary(extra_ids=extra_ids or 0)
+  if name == "mt5":
+    return seqio.SentencePieceVocabulary(MT5_MODEL, extra_ids=extra_ids or 0)
   if name.startswith(MODEL_PREFIX):
     return _of_model(name.removeprefix(MODEL_PREFIX))
   if name.endswith(".json"):

@@ -46,18 +46,7 @@ def load(
     FormatError: for what is no T5X checkpoint.
     BackboneError: naming the leaves that are missing, extra or misshapen.
   """
-  rows = trees.flatten(layout.to_layers(read(path)))
-  wanted = {
-    layer: shape
-    for name, leaf in trees.flatten(spec).items()
-    for layer, shape in layout.rows_of(name, leaf)
-  }
-  for name, leaf in rows.items():
-    shape = wanted.get(name)
-    # scalable_t5 keeps the head axes of attention kernels apart.
-    if shape and leaf.ndim > len(shape) and leaf.size == np.prod(shape):
-      rows[name] = leaf.reshape(shape)
-  tree = layout.like(trees.unflatten(rows), spec)
+  tree = layout.fit(read(path), spec)
   backbone.check_fits(tree, spec, source=str(path))
   tree = layout.cast(tree, dtype)
   if shardings is None:
@@ -97,14 +86,47 @@ def read(path: str | Path) -> dict:
   )
 
 
-def _read_msgpack(path: Path) -> dict:
+def is_checkpoint(path: str | Path) -> bool:
+  """Whether there is a checkpoint of T5X, not looking into it."""
+  where = locate(path)
+  return where.is_file() or any(
+    (where / name).exists() for name in (_INDEX, _ORBAX)
+  )
+
+
+def step_of(path: str | Path) -> int:
+  """Returns the number of steps that a checkpoint was trained for.
+
+  Raises:
+    FormatError: for what is no T5X checkpoint, or does not say.
+  """
+  where = locate(path)
+  if (where / _ORBAX).is_dir():
+    step = read_orbax(where / _ORBAX).get("state/step")
+  else:
+    tree = _parse(where if where.is_file() else where / _INDEX)
+    tree = tree.get("optimizer", tree) if isinstance(tree, Mapping) else {}
+    step = trees.flatten(tree).get("state/step")
+  if step is None:
+    raise FormatError(
+      f"expected the number of steps in {where}, found none: it holds weights"
+      " alone."
+    )
+  return int(step)
+
+
+def _parse(path: Path) -> Any:
   try:
-    tree = serialization.msgpack_restore(path.read_bytes())
+    return serialization.msgpack_restore(path.read_bytes())
   except Exception as error:  # msgpack's errors have no common class
     raise FormatError(
       f"expected a msgpack file of T5X at {path}, found one that does not"
       f" parse: {type(error).__name__}: {error}."
     ) from error
+
+
+def _read_msgpack(path: Path) -> dict:
+  tree = _parse(path)
   # Older versions keep the parameters in the optimizer.
   if isinstance(tree, Mapping):
     tree = tree.get("optimizer", tree)

@@ -303,7 +303,8 @@ def _on_mesh(
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or mesh.size == 1:
     return function
-  names = nn.logical_to_mesh_axes(("batch", "heads", "length", "kv"))
+  to_mesh: Any = nn.logical_to_mesh_axes  # pyright: ignore
+  names = to_mesh(("batch", "heads", "length", "kv"))
   axes = [
     name if name and size % mesh.shape[name] == 0 else None
     for name, size in zip(names or (), operands[0].shape, strict=False)

@@ -4,7 +4,7 @@
     checkpoints/200/optimizer/  the optimizer's state and the rng
     checkpoints/200/manifest    what it is, with a hash of every leaf
 
-The backbone is not in it, only its name and fingerprint. A step's folder gets
+A T5X job's are the same under T5X's names, `checkpoint_200/...`. The backbone is not in it, only its name and fingerprint. A step's folder gets
 its name when it is complete, so a run killed while saving goes on from the
 checkpoint before.
 """
@@ -23,6 +23,7 @@ from peft_jax.orbax_io import locate
 from peft_jax.train.step import TrainState
 
 FOLDER = "checkpoints"
+T5X_PREFIX = "checkpoint"
 
 
 class CheckpointError(ValueError):
@@ -32,12 +33,16 @@ class CheckpointError(ValueError):
 class Checkpoints:
   """Saves a run's state in the background, keeps the latest and the best."""
 
-  def __init__(self, model_dir: str | Path, *, keep: int) -> None:
+  def __init__(
+    self, model_dir: str | Path, *, keep: int | None, of_t5x: bool = False
+  ) -> None:
     """Opens or makes the folder of a run's checkpoints.
 
     Args:
       model_dir: the run's folder.
-      keep: number of latest checkpoints that are kept, the best one besides.
+      keep: number of latest checkpoints that are kept, the best one besides;
+        None: all.
+      of_t5x: whether the folders are called as T5X's loop expects them.
     """
     kept: list[Any] = [
       policies.LatestN(keep),
@@ -47,11 +52,12 @@ class Checkpoints:
         keep_checkpoints_without_metrics=False,
       ),
     ]
+    folder = locate(model_dir)
     self._manager = ocp.CheckpointManager(
-      locate(model_dir) / FOLDER,
+      folder if of_t5x else folder / FOLDER,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
-        step_prefix=None,
+        step_prefix=T5X_PREFIX if of_t5x else None,
         create=True,
       ),
       item_names=("adapter", "optimizer", "manifest"),
@@ -76,14 +82,36 @@ class Checkpoints:
       manifest: describes the adapter.
       score: of an evaluation; the checkpoint with the highest is the best.
     """
-    step = int(state.step)
+    optimizer = _optimizer_item(state)
+    self.save_items(
+      int(state.step), state.adapter, optimizer, manifest, score=score
+    )
+
+  def save_items(
+    self,
+    step: int,
+    adapter: Any,
+    optimizer: Any,
+    manifest: Manifest,
+    *,
+    score: float | None = None,
+  ) -> None:
+    """Starts saving the parts of a state; does nothing if the step is there.
+
+    Args:
+      step: number of updates done.
+      adapter: the adapter's leaves, in either view of the layers.
+      optimizer: a tree of arrays, whatever else resuming needs.
+      manifest: describes the adapter.
+      score: see `save`.
+    """
     if step in self._manager.all_steps():
       return
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        adapter=ocp.args.StandardSave(layout.to_layers(state.adapter)),
-        optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+        adapter=ocp.args.StandardSave(layout.to_layers(adapter)),
+        optimizer=ocp.args.StandardSave(optimizer),
         manifest=ocp.args.JsonSave(manifests.to_json(manifest)),
       ),
       metrics=None if score is None else {"score": score},
@@ -111,21 +139,9 @@ class Checkpoints:
     _, leaves = read(str(self._manager.directory.parent), step=step)
     source = f"{self._manager.directory}/{step}"
     checkpoint.check_fits(leaves, state.adapter, source=source)
-    try:
-      restored = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          optimizer=ocp.args.StandardRestore(
-            jax.tree.map(_abstract, _optimizer_item(state))
-          )
-        ),
-      )["optimizer"]
-    except ValueError as error:
-      raise CheckpointError(
-        f"expected the optimizer's state of this run in {source}, found another"
-        f" ({str(error)[:200]}). Use warm_start to begin a new schedule from"
-        " these weights."
-      ) from error
+    restored = self.restore_optimizer(
+      step, jax.tree.map(_abstract, _optimizer_item(state))
+    )
     adapter = jax.tree.map(
       lambda leaf, like: jax.device_put(leaf, like.sharding),
       layout.like(leaves, state.adapter),
@@ -138,6 +154,29 @@ class Checkpoints:
       rng=jax.random.wrap_key_data(restored["rng"]),
     )
 
+  def restore_optimizer(self, step: int, like: Any) -> Any:
+    """Returns the item `optimizer` of a checkpoint.
+
+    Args:
+      step: which checkpoint.
+      like: tree of shapes with shardings.
+
+    Raises:
+      CheckpointError: if it has other leaves.
+    """
+    try:
+      return self._manager.restore(
+        step,
+        args=ocp.args.Composite(optimizer=ocp.args.StandardRestore(like)),
+      )["optimizer"]
+    except ValueError as error:
+      raise CheckpointError(
+        "expected the optimizer's state of this run in"
+        f" {self._manager.directory}, step {step}, found another"
+        f" ({str(error)[:200]}). Use warm_start to begin a new schedule from"
+        " these weights."
+      ) from error
+
   def wait(self) -> None:
     """Waits until everything is written."""
     self._manager.wait_until_finished()
@@ -149,12 +188,32 @@ class Checkpoints:
 
 def steps_of(model_dir: str | Path) -> list[int]:
   """Returns the steps of a run's complete checkpoints, in order."""
-  folder = locate(model_dir) / FOLDER
-  if not folder.is_dir():
-    return []
-  return sorted(
-    int(path.name) for path in folder.iterdir() if path.name.isdigit()
-  )
+  return sorted(_folders(model_dir))
+
+
+def _folders(model_dir: str | Path) -> dict[int, Any]:
+  """Returns step -> folder of a run's complete checkpoints."""
+  run = locate(model_dir)
+  own = run / FOLDER
+  if own.is_dir():
+    return {int(p.name): p for p in own.iterdir() if p.name.isdigit()}
+  found = {}
+  for path in run.iterdir() if run.is_dir() else ():
+    prefix, _, step = path.name.rpartition("_")
+    if prefix == T5X_PREFIX and step.isdigit() and is_checkpoint(path):
+      found[int(step)] = path
+  return found
+
+
+def folder_of(model_dir: str | Path, step: int) -> Any:
+  """Returns the folder of one of a run's checkpoints."""
+  return _folders(model_dir)[step]
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+  """Whether a folder is one step's, of a run or of a T5X job with adapters."""
+  where = locate(folder)
+  return (where / "manifest").is_dir() and (where / "adapter").is_dir()
 
 
 def read(
@@ -170,33 +229,53 @@ def read(
     CheckpointError: if the run has no such checkpoint.
     AdapterError: if the adapter's bytes are not those of its manifest.
   """
-  steps = steps_of(model_dir)
-  if not steps or (step is not None and step not in steps):
+  folders = _folders(model_dir)
+  if not folders or (step is not None and step not in folders):
     raise CheckpointError(
       f"expected a checkpoint{'' if step is None else f' of step {step}'} in"
-      f" {model_dir}/{FOLDER}, found {steps or 'none'}."
+      f" {model_dir}, found {sorted(folders) or 'none'}."
     )
-  folder = locate(model_dir) / FOLDER / str(step or steps[-1])
+  return read_folder(folders[max(folders) if step is None else step])
+
+
+def read_folder(folder: str | Path) -> tuple[Manifest, dict]:
+  """Returns manifest and adapter of one step's folder, as numpy arrays.
+
+  Raises:
+    AdapterError: if the adapter's bytes are not those of its manifest.
+  """
+  where = locate(folder)
+  manifest = _manifest_of(where)
+  leaves = checkpoint.read_orbax(where / "adapter")
+  checkpoint.verify(manifest, leaves, source=str(where))
+  return manifest, trees.unflatten(leaves)
+
+
+def _manifest_of(folder: Any) -> Manifest:
   values = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(
     folder / "manifest"
   )
-  manifest = manifests.from_json(values, source=str(folder))
-  leaves = checkpoint.read_orbax(folder / "adapter")
-  checkpoint.verify(manifest, leaves, source=str(folder))
-  return manifest, trees.unflatten(leaves)
+  return manifests.from_json(values, source=str(folder))
+
+
+def read_manifest(model_dir: str | Path, *, step: int) -> Manifest:
+  """Returns the manifest of a run's checkpoint, not looking at its leaves."""
+  return _manifest_of(folder_of(model_dir, step))
 
 
 def load_adapter(directory: str | Path) -> tuple[Manifest, dict]:
   """Returns manifest and adapter of a run, or of an exported adapter.
 
   Args:
-    directory: a run's folder or an adapter directory.
+    directory: a run's folder, one of its checkpoints, or an adapter directory.
 
   Raises:
-    AdapterError: if it is neither.
+    AdapterError: if it is none of them.
   """
   if steps_of(directory):
     return read(directory)
+  if is_checkpoint(directory):
+    return read_folder(directory)
   if (locate(directory) / manifests.FILE_NAME).is_file():
     return checkpoint.load(directory)
   raise checkpoint.AdapterError(

@@ -1,5 +1,6 @@
 """Opens a trained adapter again, with the backbone it belongs to."""
 
+import ast
 import dataclasses
 import json
 import tempfile
@@ -96,7 +97,15 @@ def open_adapter(
     shapes = variables["params"]
     frozen_spec, adapter_spec = partition.split(shapes, model)
     checkpoint.check_fits(leaves, adapter_spec, source=str(directory))
-    whole = load_backbone(config, model, shapes, places)
+    whole = load_backbone(
+      config.backbone,
+      model,
+      shapes,
+      places,
+      name=config.model_name,
+      dtype=config.backbone_dtype,
+      seed=config.random_seed,
+    )
     checkpoint.check_backbone(
       manifest, manifests.fingerprint(whole), source=str(directory)
     )
@@ -132,30 +141,67 @@ def _config(
     return configs.resolve([file.name], bindings, search_paths).config
 
 
+# What a manifest may say of the task, and what bindings may change, of an adapter
+# that no run of ours has made: macro -> field of `Config`.
+_SETTINGS = {
+  "MIXTURE_OR_TASK_NAME": "task",
+  "BACKBONE": "backbone",
+  "VOCABULARY": "vocabulary",
+  "TASK_FEATURE_LENGTHS": "task_feature_lengths",
+  "DATA_DIR": "data_dir",
+  "ANSWER_CHOICES": "answer_choices",
+  "EVAL_SPLIT": "eval_split",
+  "EVAL_BATCH_SIZE": "eval_batch_size",
+  "MAX_EVAL_EXAMPLES": "max_eval_examples",
+  "MODEL_PARALLEL": "model_parallel",
+}
+
+
 def _without_run(manifest: Manifest, bindings: Sequence[str]) -> Config:
   """Returns what is known of an adapter that no run of ours has made.
 
   Raises:
-    ManifestError: for bindings, which only a run's settings could take.
+    ManifestError: for bindings of other settings than those of evaluation.
     BackboneError: for a network that is not ours.
   """
-  if bindings:
-    raise manifests.ManifestError(
-      "expected no settings with an adapter that was imported or saved from"
-      f" Python, found {list(bindings)}: its manifest has no gin text that they"
-      " could change."
-    )
   source = str(manifest.backbone.get("source", ""))
+  known = {
+    name: value
+    for name, value in manifest.training.items()
+    if name in _SETTINGS.values()
+  }
+  fields = {
+    "task": "",
+    "backbone": source,
+    "vocabulary": source if source.startswith("hf:") else "t5",
+    **known,
+    **dict(map(_setting, bindings)),
+  }
   return Config(
     network=backbone.network_of(manifest.model),
     adapters=_rules(manifest),
     optimizer=optax.identity(),
-    task="",
     model_dir="unused",
     model_name=str(manifest.model.get("name", "")),
-    backbone=source,
-    vocabulary=source if source.startswith("hf:") else "t5",
+    **fields,
   )
+
+
+def _setting(binding: str) -> tuple[str, Any]:
+  """Returns the field of `Config` and its value of `NAME = literal`."""
+  name, _, text = (part.strip() for part in binding.partition("="))
+  if name not in _SETTINGS:
+    raise manifests.ManifestError(
+      f"expected one of {sorted(_SETTINGS)} with an adapter that no run of"
+      f" `peft-jax train` made, found {name!r}: its manifest has no gin text"
+      " that others could change."
+    )
+  try:
+    return _SETTINGS[name], ast.literal_eval(text)
+  except (SyntaxError, ValueError) as error:
+    raise manifests.ManifestError(
+      f"expected a Python literal for {name}, found {text!r}."
+    ) from error
 
 
 def evaluate_task(

@@ -30,7 +30,7 @@ from peft_jax.train.config import Config, ConfigError
 from peft_jax.train.step import TrainState, init_state, make_train_step
 
 # Backbones that ship with the package.
-_SHIPPED = {"tiny": "assets/tiny.npz"}
+SHIPPED = {"tiny": "assets/tiny.npz"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,14 +90,22 @@ def setup(config: Config, mesh: Mesh) -> Setup:
   )
   shapes = variables["params"]
   key = jax.random.key(config.random_seed)
-  whole = load_backbone(config, model, shapes, places)
-  added = _init(model, key, partition.added_of, places)
+  whole = load_backbone(
+    config.backbone,
+    model,
+    shapes,
+    places,
+    name=config.model_name,
+    dtype=config.backbone_dtype,
+    seed=config.random_seed,
+  )
+  added = init_part(model, key, partition.added_of, places)
   params = partition.assemble(whole, added, model)
   params = start.from_backbone(params, model, jax.random.fold_in(key, 3))
   frozen, adapter = partition.split(params, model)
   adapter_places = partition.select(places, adapter)
   adapter = jax.tree.map(
-    _own_copy, adapter, adapter_places, partition.select(shapes, adapter)
+    own_copy, adapter, adapter_places, partition.select(shapes, adapter)
   )
   tx = optimizer_of(config)
   state = init_state(adapter, tx, jax.random.fold_in(key, 1), model)
@@ -159,7 +167,7 @@ def jitted_step(
   )
 
 
-def _own_copy(leaf: Any, place: Any, like: Any) -> Any:
+def own_copy(leaf: Any, place: Any, like: Any) -> Any:
   """Returns the leaf where it belongs; a step may overwrite it in place."""
   return jnp.array(jax.device_put(leaf, place), like.dtype, copy=True)
 
@@ -182,25 +190,37 @@ def warm_started(setup: Setup, directory: str) -> Setup:
   return dataclasses.replace(setup, state=setup.state._replace(adapter=adapter))
 
 
-def load_backbone(config: Config, model: Any, shapes: Any, places: Any) -> Any:
+def load_backbone(
+  source: str,
+  model: Adapted,
+  shapes: Any,
+  places: Any,
+  *,
+  name: str = "",
+  dtype: Any = jnp.float32,
+  seed: int = 0,
+) -> Any:
   """Returns the backbone's parameters, placed.
 
-  What is frozen has the configured dtype; what an adapter trains is float32.
+  What an adapter trains is float32, whatever the frozen leaves are.
 
   Args:
-    config: names the backbone.
+    source: names the backbone; see `Config.backbone`.
     model: the network with its adapters.
     shapes: shapes of all leaves, adapters included.
     places: their shardings.
+    name: of the model, for errors.
+    dtype: of what is frozen.
+    seed: of a random backbone.
 
   Raises:
     ConfigError: if no backbone is named.
     BackboneError: if the checkpoint is not the network's.
     FormatError: the same of Hugging Face's and T5X's.
   """
-  if not config.backbone:
+  if not source:
     raise ConfigError(
-      f"expected a backbone for {config.model_name or 'the model'}, found none."
+      f"expected a backbone for {name or 'the model'}, found none."
       " Pass --backbone DIR with its checkpoint, or --backbone random to train"
       " on random weights."
     )
@@ -208,28 +228,28 @@ def load_backbone(config: Config, model: Any, shapes: Any, places: Any) -> Any:
   frozen = trees.flatten(partition.split(shapes, model)[0])
   dtypes = trees.unflatten(
     {
-      path: config.backbone_dtype if path in frozen else jnp.float32
+      path: dtype if path in frozen else jnp.float32
       for path in trees.flatten(spec)
     }
   )
-  if config.backbone == "random":
-    key = jax.random.fold_in(jax.random.key(config.random_seed), 2)
+  if source == "random":
+    key = jax.random.fold_in(jax.random.key(seed), 2)
     part = lambda params, model: layout.cast(
       partition.backbone_of(params, model), dtypes
     )
-    return _init(model, key, part, places)
+    return init_part(model, key, part, places)
   kept = {"dtype": dtypes, "shardings": partition.select(places, spec)}
-  path = config.backbone
-  if path.startswith(hugging_face.PREFIX):
-    return hugging_face.load(path, config.network, **kept)
-  if path.startswith(t5x.PREFIX):
-    return t5x.load(path.removeprefix(t5x.PREFIX), spec, **kept)
-  if path in _SHIPPED:
-    path = str(resources.files("peft_jax") / _SHIPPED[path])
+  if source.startswith(hugging_face.PREFIX):
+    return hugging_face.load(source, model.network, **kept)
+  if source.startswith(t5x.PREFIX):
+    return t5x.load(source.removeprefix(t5x.PREFIX), spec, **kept)
+  path = source
+  if source in SHIPPED:
+    path = str(resources.files("peft_jax") / SHIPPED[source])
   return backbone.restore(path, spec, **kept)
 
 
-def _init(
+def init_part(
   model: Adapted, key: jax.Array, part: Callable[..., Any], places: Any
 ) -> Any:
   """Initialises one part of the tree; XLA drops the rest."""
