@@ -8,7 +8,6 @@ or a single `.npz` file of small models. One module per layer, as T5X has it.
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,32 +45,16 @@ def save(
   Raises:
     BackboneError: if the directory is taken, or a bucket.
   """
-  directory = orbax_io.locate(directory)
-  if not isinstance(directory, Path):
-    raise BackboneError(
-      f"expected a folder of this machine, found {directory}. Nothing was"
-      " written; write it here, then copy it: gcloud storage cp --recursive."
-    )
-  if directory.exists() and any(directory.iterdir()):
-    raise BackboneError(
-      f"expected a new or empty directory, found {directory} with"
-      f" {sorted(p.name for p in directory.iterdir())[:3]}. Nothing was"
-      " written; choose another one."
-    )
-  partial = directory.with_name(directory.name + ".partial")
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
+  directory = orbax_io.vacant(directory, BackboneError)
   tree = layout.to_layers(params)
-  orbax_io.write(partial / PARAMS, tree)
   leaves = {
     path: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
     for path, leaf in sorted(trees.flatten(tree).items())
   }
   text = json.dumps({"model": dict(model), "leaves": leaves}, indent=2)
-  (partial / FILE_NAME).write_text(text + "\n")
-  if directory.exists():
-    directory.rmdir()
-  partial.rename(directory)
+  with orbax_io.finished(directory) as partial:
+    orbax_io.write(partial / PARAMS, tree)
+    (partial / FILE_NAME).write_text(text + "\n")
 
 
 def restore(

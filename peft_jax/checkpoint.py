@@ -53,18 +53,7 @@ def save(
     AdapterError: if the directory is taken or a bucket, or there are no
       leaves.
   """
-  directory = orbax_io.locate(directory)
-  if not isinstance(directory, Path):
-    raise AdapterError(
-      f"expected a folder of this machine, found {directory}. Nothing was"
-      " written; write it here, then copy it: gcloud storage cp --recursive."
-    )
-  if directory.exists() and any(directory.iterdir()):
-    raise AdapterError(
-      f"expected a new or empty directory, found {directory} with"
-      f" {sorted(p.name for p in directory.iterdir())[:3]}. Nothing was"
-      " written; choose another one."
-    )
+  directory = orbax_io.vacant(directory, AdapterError)
   leaves = jax.tree.map(_storable, layout.to_layers(adapter))
   if not jax.tree.leaves(leaves):
     raise AdapterError(

@@ -33,6 +33,35 @@ def locate(path: str | os.PathLike[str]) -> Any:
   return Path(path).absolute()
 
 
+def vacant(path: str | os.PathLike[str], error: type[ValueError]) -> Path:
+  """Returns the path, where a new directory can be written.
+
+  Example:
+    >>> vacant("new", ValueError).name
+    'new'
+
+  Args:
+    path: must not exist, or be empty.
+    error: what to raise.
+
+  Raises:
+    ValueError: of that class, if the path is taken, or in a bucket.
+  """
+  directory = locate(path)
+  if not isinstance(directory, Path):
+    raise error(
+      f"expected a folder of this machine, found {directory}. Nothing was"
+      " written; write it here, then copy it: gcloud storage cp --recursive."
+    )
+  if directory.exists() and any(directory.iterdir()):
+    raise error(
+      f"expected a new or empty directory, found {directory} with"
+      f" {sorted(p.name for p in directory.iterdir())[:3]}. Nothing was"
+      " written; choose another one."
+    )
+  return directory
+
+
 @contextlib.contextmanager
 def finished(directory: Path) -> Iterator[Path]:
   """Gives a folder to write in, and names it when all is written.

@@ -299,15 +299,10 @@ def save(
     like: directory of the backbone.
 
   Raises:
-    FormatError: if the directory is taken, or the parameters are not the
-      network's.
+    FormatError: if the directory is taken or a bucket, or the parameters are
+      not the network's.
   """
-  directory, like = Path(directory), folder_of(like)
-  if directory.exists() and any(directory.iterdir()):
-    raise FormatError(
-      f"expected a new or empty directory, found {directory} taken. Nothing was"
-      " written; choose another one."
-    )
+  directory, like = orbax_io.vacant(directory, FormatError), folder_of(like)
   architecture = architectures.of(read_config(like))
   tensors = safetensors_io.open_directory(like)
   flat = trees.flatten(layout.to_layers(params))

@@ -291,3 +291,14 @@ def test_defaults_are_those_of_the_configuration():
   assert found.rotary.theta == 7.0
   assert found.rotary.scaling == "linear"
   assert found.scan_layers
+
+
+def test_places_that_cannot_be_written_to(tmp_path):
+  (tmp_path / "mine.txt").write_text("mine")
+  for place, message in (
+    (tmp_path, "expected a new or empty directory, found .*mine.txt"),
+    ("gs://bucket/model", "expected a folder of this machine, found gs://"),
+  ):
+    with pytest.raises(FormatError, match=message):
+      hugging_face.save(place, {}, None, like=tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
