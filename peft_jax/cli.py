@@ -113,11 +113,14 @@ def _parser() -> argparse.ArgumentParser:
   bring = add("import", _import, "read a backbone or an adapter of others")
   bring.add_argument("source", metavar="DIR", help="what is read")
   bring.add_argument(
-    "--from", dest="kind", required=True, choices=["hf", "t5x", "peft"]
+    "--from",
+    dest="kind",
+    required=True,
+    choices=["hf", "t5x", "peft", "tfew", "prompt"],
   )
   bring.add_argument("--to", required=True, metavar="DIR")
   bring.add_argument(
-    "--model", metavar="NAME", help="of t5x: its size; of peft: hf:DIR"
+    "--model", metavar="NAME", help="hf:DIR of peft, of others the size"
   )
 
   merge = add("merge", _merge, "fold an adapter into a full backbone")

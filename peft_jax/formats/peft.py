@@ -17,13 +17,19 @@ import numpy as np
 from peft_jax import layout, trees
 from peft_jax.adapters import IA3, Bottleneck, DoRA, LoRA, Prefix, Prompt
 from peft_jax.adapters.base import Adapter
-from peft_jax.formats import architectures, hugging_face, safetensors_io
+from peft_jax.formats import (
+  architectures,
+  hugging_face,
+  safetensors_io,
+  torch_file,
+)
 from peft_jax.formats.architectures import Module
 from peft_jax.formats.safetensors_io import FormatError
 from peft_jax.rules import Rule
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
+OLD_TENSORS = "adapter_model.bin"  # LLM-Adapters' files, and old ones of PEFT
 _PREFIX = "base_model.model."
 
 # Settings that change what an adapter computes and that are not read here.
@@ -79,7 +85,8 @@ def read(directory: str | Path, base: str | Path, network: Any) -> Imported:
   """Reads an adapter for a backbone.
 
   Args:
-    directory: with `adapter_config.json` and `adapter_model.safetensors`.
+    directory: with `adapter_config.json` and `adapter_model.safetensors`, or
+      `adapter_model.bin`, which is read without running what is in it.
     base: directory of the backbone, for its `config.json`.
     network: the backbone's network.
 
@@ -89,7 +96,11 @@ def read(directory: str | Path, base: str | Path, network: Any) -> Imported:
   """
   directory = Path(directory)
   config = _read_config(directory)
-  tensors = safetensors_io.Tensors([directory / TENSORS])
+  tensors: Mapping[str, Any] = (
+    safetensors_io.Tensors([directory / TENSORS])
+    if (directory / TENSORS).is_file()
+    else torch_file.read(directory / OLD_TENSORS)
+  )
   kind = config.get("peft_type")
   readers: dict[str, Callable[..., tuple[list[Rule], Leaves, list[str]]]] = {
     "LORA": _read_lora,
@@ -123,13 +134,11 @@ def read(directory: str | Path, base: str | Path, network: Any) -> Imported:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-  for name in (CONFIG, TENSORS):
-    if not (directory / name).is_file():
-      old = (directory / "adapter_model.bin").is_file()
-      hint = " Save adapter_model.bin as safetensors first." if old else ""
+  for names in ((CONFIG,), (TENSORS, OLD_TENSORS)):
+    if not any((directory / name).is_file() for name in names):
       raise FormatError(
-        f"expected an adapter with {CONFIG} and {TENSORS} in {directory}, found"
-        f" no {name}.{hint}"
+        f"expected an adapter with {CONFIG} and {TENSORS} or {OLD_TENSORS} in"
+        f" {directory}, found no {names[0]}."
       )
   return json.loads((directory / CONFIG).read_text("utf-8"))
 

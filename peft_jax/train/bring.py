@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from peft_jax import backbone, checkpoint, manifest, networks
-from peft_jax.formats import hugging_face, peft, t5x
+from peft_jax.formats import google_prompt, hugging_face, peft, t5x, tfew
 from peft_jax.train.config import ConfigError
 
 
@@ -17,10 +17,11 @@ def bring(
 
   Args:
     kind: 'hf', a backbone of Hugging Face; 't5x', one of T5X; 'peft', an
-      adapter of Hugging Face PEFT or LLM-Adapters.
-    source: its folder.
+      adapter of Hugging Face PEFT or LLM-Adapters; 'tfew', (IA)3 vectors of
+      T-Few; 'prompt', a prompt of Google's prompt tuning.
+    source: its folder or file.
     to: a new folder.
-    model: of 't5x', the name of its network; of 'peft', `hf:DIR`.
+    model: of 'peft', `hf:DIR`; of all others but 'hf', the network's name.
 
   Raises:
     ConfigError: if the model is missing.
@@ -38,6 +39,25 @@ def bring(
     params = t5x.load(source, hugging_face.shapes(network))
     backbone.save(to, params, model=backbone.describe(network, str(model)))
     yield f"{to}: {model} of {_size(params):,} parameters"
+  elif kind in ("tfew", "prompt"):
+    network = networks.create(_needed(model, "NAME of its size"))
+    rules, adapter = tfew.RULES, {}
+    if kind == "tfew":
+      adapter = tfew.read(source, network)
+    else:
+      rules, adapter = google_prompt.read(source, network)
+    checkpoint.save(
+      to,
+      adapter,
+      rules,
+      model=backbone.describe(network, str(model)),
+      backbone={"source": "", "fingerprint": ""},
+    )
+    yield f"{to}: {rules[0].name}, {_size(adapter):,} parameters"
+    yield (
+      "The file does not say for which weights: --gin.BACKBONE=\"'DIR'\" does,"
+      " wherever it is used."
+    )
   else:
     base = _needed(model, "hf:DIR of its backbone")
     network = hugging_face.network(base)

@@ -16,6 +16,7 @@ from peft_jax.formats import (
   hugging_face,
   peft,
   safetensors_io,
+  torch_file,
 )
 from peft_jax.formats.architectures import ArchitectureError
 from peft_jax.formats.safetensors_io import FormatError
@@ -217,9 +218,25 @@ def test_no_adapter(tmp_path):
   with pytest.raises(FormatError, match=r"found no adapter_config\.json"):
     peft.read(tmp_path, base, network)
   (tmp_path / "adapter_config.json").write_text("{}")
-  (tmp_path / "adapter_model.bin").write_text("")
-  with pytest.raises(FormatError, match=r"Save adapter_model.bin as safeten"):
+  with pytest.raises(
+    FormatError, match=r"or adapter_model.bin in .*, found no"
+  ):
     peft.read(tmp_path, base, network)
+
+
+def test_an_adapter_of_torch_save(tmp_path):
+  base = SMALL / "gptj"
+  network, folder = hugging_face.network(base), tmp_path / "lora"
+  expected = peft.read(base / "lora", base, network)
+  shutil.copytree(base / "lora", folder)
+  tensors = safetensors_io.Tensors([folder / peft.TENSORS])
+  torch_file.write(
+    folder / peft.OLD_TENSORS, {k: np.array(tensors[k]) for k in tensors}
+  )
+  (folder / peft.TENSORS).unlink()
+  found = peft.read(folder, base, network)
+  assert found.rules == expected.rules
+  tiny.assert_same(found.adapter, expected.adapter)
 
 
 def bottleneck(tmp_path, name, module, down, up, **config):

@@ -10,8 +10,8 @@ from flax import serialization
 from helpers import tiny
 
 from peft_jax import backbone, cli, manifest, networks
-from peft_jax.formats import hugging_face
-from peft_jax.train import bring, opened
+from peft_jax.formats import hugging_face, tfew, torch_file
+from peft_jax.train import bring, checkpoints, opened
 from peft_jax.train.config import ConfigError
 
 SMALL = pathlib.Path(__file__).parents[1] / "fixtures" / "hugging_face"
@@ -58,6 +58,59 @@ def test_adapter_of_peft_answers(tmp_path):
     opened.open_adapter(to, bindings=["TRAIN_STEPS = 1"])
   with pytest.raises(ConfigError, match="--model with the hf:DIR"):
     list(bring.bring("peft", "x", "y"))
+
+
+def test_vectors_of_tfew_merge_and_are_trained_on(tmp_path, capsys):
+  network = networks.create("tiny")
+  vectors = {
+    name: np.full((size, 1), 0.5, np.float32)
+    for name, size in tfew.names(network).values()
+  }
+  torch_file.write(tmp_path / "x.pt", vectors)
+  to, merged = str(tmp_path / "adapter"), str(tmp_path / "merged")
+  source = ["import", str(tmp_path / "x.pt"), "--from=tfew", "--model=tiny"]
+  assert cli.main([*source, f"--to={to}"]) == 0
+  assert "3,840 parameters" in capsys.readouterr().out
+  status = cli.main(["merge", to, f"--to={merged}", "--gin.BACKBONE='tiny'"])
+  assert status == 0, capsys.readouterr().err
+  # T-Few's pretrained vectors are where its few-shot runs begin.
+  status = cli.main(
+    [
+      *("train", "--model=tiny", "--adapter=ia3", "--task=quickstart"),
+      *(f"--warm_start={to}", f"--model_dir={tmp_path / 'run'}"),
+      *("--gin.TRAIN_STEPS=1", "--gin.WARMUP_STEPS=1"),
+      *("--gin.MAX_EVAL_EXAMPLES=8", "--gin.EVAL_FROZEN=False"),
+      "--gin.LEARNING_RATE=0.0",
+    ]
+  )
+  assert status == 0, capsys.readouterr().err
+  _, leaves = checkpoints.load_adapter(tmp_path / "run")
+  assert all((x == 0.5).all() for x in jax.tree.leaves(leaves))
+
+
+def test_prompt_of_google(tmp_path, capsys):
+  rows = np.arange(5 * 128, dtype=np.float64).reshape(5, 128)
+  source = tmp_path / "encoder.prompt.prompt.prompt"
+  with open(source, "wb") as file:
+    np.save(file, rows)
+  to, argv = tmp_path / "adapter", ["--from=prompt", "--model=tiny"]
+  assert cli.main(["import", str(source), f"--to={to}", *argv]) == 0
+  model = opened.open_adapter(to, bindings=["BACKBONE = 'tiny'"])
+  [leaf] = jax.tree.leaves(model.adapter)
+  np.testing.assert_array_equal(leaf, rows)
+  capsys.readouterr()
+  for content, message in (
+    (rows[:, 1:], "expected a prompt [P, 128] for this network"),
+    (None, "expected a prompt as numpy saves it"),
+  ):
+    source.write_bytes(b"")
+    if content is not None:
+      with open(source, "wb") as file:
+        np.save(file, content)
+    argv = ["import", str(source), "--from=prompt", "--model=tiny"]
+    assert cli.main([*argv, f"--to={tmp_path / 'other'}"]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_train_a_model_of_hugging_face(tmp_path):
