@@ -14,8 +14,8 @@ def read(path: str | Path, network: Any) -> tuple[tuple[Rule, ...], dict]:
   """Returns the rule of a prompt, and its leaf.
 
   Args:
-    path: a released `.npy` file, or what its trainer writes beside its
-      checkpoints: `numpy_checkpoints/checkpoint_N/encoder.prompt.prompt.prompt`.
+    path: a released `.npy` file, or `encoder.prompt.prompt.prompt`, which its
+      trainer writes to `numpy_checkpoints/checkpoint_N`.
     network: the backbone's network.
 
   Raises:
