@@ -175,7 +175,7 @@ def train(setting: Setting, rules: list[Rule], rate: float) -> Any:
   added = partition.added_of(jax.jit(init)(jax.random.key(0)), model)
   params = partition.assemble(setting.backbone, added, model)
   params = start.from_backbone(params, model, jax.random.key(1))
-  # Of noise, a prefix this short does not recover: the loss stays above frozen.
+  # From noise, made by a network, its loss stayed above the frozen model's.
   words = setting.train[0]["decoder_input_tokens"][0, :PREFIX]
   params = start.prefix_from_words(params, model, words, words)
   frozen, adapter = partition.split(params, model)
