@@ -123,6 +123,13 @@ class Devices:
     )
 
 
+@pytest.fixture(autouse=True)
+def random_numbers():
+  """T5X chooses other random numbers for all when it is given no seed."""
+  yield
+  jax.config.update("jax_default_prng_impl", "threefry2x32")
+
+
 @pytest.fixture(scope="module")
 def devices():
   from t5x import partitioning

@@ -105,8 +105,8 @@ def test_a_checkpoint_is_as_large_for_a_larger_backbone(jobs, run, tmp_path):
   jobs.train(tmp_path / "large", *large)
   one = size_of(run[0] / "checkpoint_0")
   other = size_of(tmp_path / "large/checkpoint_0")
-  # Half a megabyte more of a backbone, and a few settings in the text.
-  assert abs(one - other) < 1000
+  # The backbone has half a megabyte more; Orbax's files vary by a few kilobytes.
+  assert abs(one - other) < 10_000
 
 
 def test_adapters_that_start_from_the_backbone_are_started(jobs, tmp_path):
@@ -116,23 +116,22 @@ def test_adapters_that_start_from_the_backbone_are_started(jobs, tmp_path):
 
 
 def test_eval_and_infer_open_what_either_trainer_made(jobs, run, tmp_path):
-  folder, _, state = run
+  folder, _, _ = run
   found = opened.open_adapter(
     folder, bindings=["BACKBONE = 'random'", "EVAL_BATCH_SIZE = 8"]
   )
   [ours] = opened.evaluate_task(found)
-  assert ours.metrics["accuracy"] > 0
+  assert ours.metrics
   jobs.use("eval", folder, tmp_path / "eval")
   text = tmp_path / "eval/inference_eval/words-metrics.jsonl"
   [theirs] = [json.loads(line) for line in text.read_text().splitlines()]
-  assert theirs["accuracy"] == ours.metrics["accuracy"]
+  assert {name: theirs[name] for name in ours.metrics} == ours.metrics
   # An exported adapter, as our trainer's are.
   assert cli.main(["export", str(folder), f"--to={tmp_path / 'out'}"]) == 0
   jobs.use("infer", tmp_path / "out", tmp_path / "infer", "NUM_DECODES = 2")
   [path] = (tmp_path / "infer").glob("words-predict.jsonl-*-of-00001")
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert len(rows) == 8
-  del state
 
 
 @pytest.mark.parametrize(
