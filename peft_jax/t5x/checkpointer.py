@@ -149,8 +149,8 @@ class AdapterCheckpointer:
     if self._trains and source_of(path) == self._backbone:
       return self._from_backbone()
     raise AdapterError(
-      f"expected an adapter at {path} (a T5X job's or a run's folder, one of its"
-      " checkpoints, or an exported adapter), found"
+      f"expected an adapter at {path} (a T5X job's or a run's folder, one of"
+      " its checkpoints, or an exported adapter), found"
       f" {'something else' if _exists(path) else 'nothing'}. CHECKPOINT_PATH is"
       " the adapter; the backbone is INITIAL_CHECKPOINT_PATH."
     )
@@ -204,7 +204,9 @@ class AdapterCheckpointer:
     adapter = self._whole(_as_stored(adapter))
     manifest = self._manifest(adapter, backbone, step, first)
     saved = Checkpoints(self._folder, keep=self._keep, of_t5x=True)
-    saved.save_items(step, adapter, self._whole(_optimizer(train_state)), manifest)
+    saved.save_items(
+      step, adapter, self._whole(_optimizer(train_state)), manifest
+    )
     saved.close()
 
   @property
@@ -218,9 +220,7 @@ class AdapterCheckpointer:
     key = jax.random.key(self._seed)
     shapes = _plain(self._state.params)
     whole = self._load(self._backbone)
-    added = setup.init_part(
-      self._module, key, partition.added_of, self._places
-    )
+    added = setup.init_part(self._module, key, partition.added_of, self._places)
     params = partition.assemble(whole, added, self._module)
     # As in our own trainer, so that both start alike.
     params = start.from_backbone(
@@ -329,9 +329,7 @@ class AdapterCheckpointer:
   def _fresh_optimizer(self, params: Any) -> dict:
     """Returns the state of an optimizer that has seen nothing, placed."""
     tx = self._state._optimizer.optimizer_def
-    places = _placed(
-      self._axes.state_dict()["state"], self._partitioner.mesh
-    )
+    places = _placed(self._axes.state_dict()["state"], self._partitioner.mesh)
 
     def fresh(params: Any) -> Any:
       target = jax.tree.unflatten(
@@ -342,9 +340,7 @@ class AdapterCheckpointer:
     return jax.jit(fresh, out_shardings=places)(params)
 
   def _optimizer_spec(self) -> Any:
-    places = _placed(
-      self._axes.state_dict()["state"], self._partitioner.mesh
-    )
+    places = _placed(self._axes.state_dict()["state"], self._partitioner.mesh)
     return jax.tree.map(
       lambda leaf, place: jax.ShapeDtypeStruct(
         jnp.shape(leaf), jnp.result_type(leaf), sharding=place

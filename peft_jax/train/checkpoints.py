@@ -4,7 +4,9 @@
     checkpoints/200/optimizer/  the optimizer's state and the rng
     checkpoints/200/manifest    what it is, with a hash of every leaf
 
-A T5X job's are the same under T5X's names, `checkpoint_200/...`. The backbone is not in it, only its name and fingerprint. A step's folder gets
+A T5X job's are the same under T5X's names, `checkpoint_200/...`.
+
+The backbone is not in it, only its name and fingerprint. A step's folder gets
 its name when it is complete, so a run killed while saving goes on from the
 checkpoint before.
 """

@@ -30,7 +30,7 @@ CORE = (
   "merge",
   "formats",
 )
-ORDER = (*CORE, "doctor", "train", "cli")
+ORDER = (*CORE, "doctor", "train", "t5x", "cli")
 HEAVY = ("tensorflow", "seqio", "gin", "t5x")
 
 

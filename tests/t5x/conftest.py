@@ -64,7 +64,7 @@ class Jobs:
 
     gin.clear_config()
     module = importlib.import_module(f"t5x.{script}")
-    name = {"eval": "evaluate"}.get(script, script)
+    name = {"eval": "evaluate", "export_lib": "save"}.get(script, script)
     function = getattr(module, name)
     main = sys.modules["__main__"]
     self._patch.setattr(main, name, function, raising=False)

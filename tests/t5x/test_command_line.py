@@ -28,11 +28,11 @@ SETTINGS = [
 ]
 
 
-def command(script, model_dir, adapter, *options):
+def command(model_dir, adapter, *options):
   """Returns the command of the documentation, its files in some order."""
   return [
-    *(sys.executable, "-m", f"t5x.{script}"),
-    f"--gin_file=gin_configs/runs/t5x_{'finetune' if script == 'train' else script}.gin",
+    *(sys.executable, "-m", "t5x.train"),
+    "--gin_file=gin_configs/runs/t5x_finetune.gin",
     f"--gin_file=gin_configs/adapters/{adapter}.gin",
     "--gin_file=gin_configs/models/t5x_tiny.gin",
     *SETTINGS,
@@ -51,14 +51,21 @@ def environment():
 @pytest.mark.parametrize(
   ("adapter", "options"),
   [
-    ("prefix", ("--gin.prefix/Prefix.length=2", "--gin.EVAL_PERIOD=2",
-                "--gin.MAX_EVAL_EXAMPLES=4", "--gin.EVAL_STEPS=1")),
+    (
+      "prefix",
+      (
+        "--gin.prefix/Prefix.length=2",
+        "--gin.EVAL_PERIOD=2",
+        "--gin.MAX_EVAL_EXAMPLES=4",
+        "--gin.EVAL_STEPS=1",
+      ),
+    ),
     ("ia3", ("--gin.OPTIMIZER=@optimizer.adafactor()", "--gin.PACK=True")),
   ],
 )
 def test_another_adapter_is_another_file(tmp_path, adapter, options, capsys):
   """The same command, whatever the adapter."""
-  line = command("train", tmp_path / "run", adapter, *options)
+  line = command(tmp_path / "run", adapter, *options)
   short = ["--gin.TRAIN_STEPS=2", "--gin.CHECKPOINT_PERIOD=2"]
   done = subprocess.run(
     [*line, *short, "--gin.LOG_PERIOD=1"],
@@ -75,7 +82,7 @@ def test_another_adapter_is_another_file(tmp_path, adapter, options, capsys):
 
 
 def test_a_job_that_is_told_to_go_saves_and_exits_with_143(tmp_path):
-  line = command("train", tmp_path / "run", "lora", "--gin.TRAIN_STEPS=100000")
+  line = command(tmp_path / "run", "lora", "--gin.TRAIN_STEPS=100000")
   with subprocess.Popen(
     [*line, "--gin.CHECKPOINT_PERIOD=100000", "--gin.LOG_PERIOD=5"],
     cwd=REPOSITORY,

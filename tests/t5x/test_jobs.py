@@ -105,7 +105,7 @@ def test_a_checkpoint_is_as_large_for_a_larger_backbone(jobs, run, tmp_path):
   jobs.train(tmp_path / "large", *large)
   one = size_of(run[0] / "checkpoint_0")
   other = size_of(tmp_path / "large/checkpoint_0")
-  # The backbone has half a megabyte more; Orbax's files vary by a few kilobytes.
+  # The backbone has half a megabyte more; Orbax's files vary by kilobytes.
   assert abs(one - other) < 10_000
 
 
