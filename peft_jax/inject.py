@@ -230,6 +230,8 @@ class Adapted:
   def _depths(self) -> dict[str, int]:
     """Stack -> number of its layers."""
     config = getattr(self.network, "config", None)
+    if hasattr(config, "num_layers"):  # T5X's decoder-only example
+      return {"encoder": 0, "decoder": config.num_layers}
     return {
       stack: getattr(config, f"num_{stack}_layers", 1)
       for stack in ("encoder", "decoder")

@@ -216,7 +216,7 @@ class AdapterCheckpointer:
 
   def _from_backbone(self) -> train_states.TrainState:
     """Returns the state before the first step."""
-    _check_startable(self._module)
+    _check_trainable(self._module)
     key = jax.random.key(self._seed)
     shapes = _plain(self._state.params)
     whole = self._load(self._backbone)
@@ -413,14 +413,14 @@ def _exists(path: str) -> bool:
   return path in _NAMES or locate(path).exists()
 
 
-def _check_startable(module: Adapted) -> None:
+def _check_trainable(module: Adapted) -> None:
   for rule in module.rules:
     if isinstance(rule.adapter, FishMask):
       raise ConfigError(
-        f"expected adapters that start without data, found a FISH mask at"
-        f" {rule.pattern!r}: it is chosen on training examples, which T5X's"
-        " loop does not give. Choose it with `peft-jax train` and set"
-        " WARM_START to that run."
+        f"expected adapters that T5X's loop can differentiate, found a FISH"
+        f" mask at {rule.pattern!r}: it is chosen on training examples, and its"
+        " indices are whole numbers. Train it with `peft-jax train`; T5X's eval"
+        " and infer take it."
       )
 
 

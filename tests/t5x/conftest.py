@@ -63,6 +63,8 @@ class Jobs:
     from t5x import gin_utils
 
     gin.clear_config()
+    # Our own parser, in other tests, has put its folders there.
+    gin.config._LOCATION_PREFIXES[:] = [""]
     module = importlib.import_module(f"t5x.{script}")
     name = {"eval": "evaluate", "export_lib": "save"}.get(script, script)
     function = getattr(module, name)

@@ -157,8 +157,8 @@ def test_bad_settings_stop_the_job(jobs, tmp_path, bindings, error, message):
   assert not checkpoints.steps_of(tmp_path / "run")
 
 
-def test_a_fish_mask_is_refused_with_the_way_round(jobs, tmp_path):
-  with pytest.raises(ValueError, match="WARM_START to that run"):
+def test_a_fish_mask_is_refused(jobs, tmp_path):
+  with pytest.raises(ValueError, match="Train it with `peft-jax train`"):
     jobs.train(tmp_path / "run", adapter="fish_mask")
 
 
