@@ -148,6 +148,13 @@ class AdapterCheckpointer:
       return self._from_adapter(path)
     if self._trains and source_of(path) == self._backbone:
       return self._from_backbone()
+    if self._trains and _is_partial(path):
+      earlier = path.rstrip("/").rpartition("/")[0]
+      if steps := checkpoints.steps_of(earlier):
+        return self._from_adapter(
+          str(checkpoints.folder_of(earlier, steps[-1]))
+        )
+      return self._from_backbone()
     raise AdapterError(
       f"expected an adapter at {path} (a T5X job's or a run's folder, one of"
       " its checkpoints, or an exported adapter), found"
@@ -407,6 +414,21 @@ def is_adapter(path: str) -> bool:
     or checkpoints.is_checkpoint(path)
     or (locate(path) / manifests.FILE_NAME).is_file()
   )
+
+
+def _is_partial(path: str) -> bool:
+  """Whether a job was killed while it wrote a checkpoint to a bucket."""
+  name = path.rstrip("/").rpartition("/")[2]
+  prefix, _, step = name.rpartition("_")
+  if prefix != checkpoints.T5X_PREFIX or not step.isdigit():
+    return False
+  if not locate(path).is_dir():
+    return False
+  found = {p.name.split(".")[0] for p in locate(path).iterdir()}
+  return found <= {
+    *("adapter", "optimizer", "manifest", "metrics"),
+    *("_CHECKPOINT_METADATA", "commit_success"),
+  }
 
 
 def _exists(path: str) -> bool:

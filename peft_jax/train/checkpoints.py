@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax.traverse_util import unflatten_dict
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -216,7 +217,9 @@ def folder_of(model_dir: str | Path, step: int) -> Any:
 def is_checkpoint(folder: str | Path) -> bool:
   """Whether a folder is one step's, of a run or of a T5X job with adapters."""
   folder = locate(folder)
-  return (folder / "manifest").is_dir() and (folder / "adapter").is_dir()
+  parts = (folder / "manifest").is_dir() and (folder / "adapter").is_dir()
+  # In a bucket nothing can be renamed: there the last file says it is complete.
+  return parts and ocp.utils.is_checkpoint_finalized(epath.Path(folder))
 
 
 def read(

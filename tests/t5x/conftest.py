@@ -14,12 +14,12 @@ WORDS = ("up", "down", "left", "right", "in", "out", "near", "far")
 
 # A network of one layer per stack on eight rows.
 NETWORK = [
-  "networks.create.num_encoder_layers = 1",
-  "networks.create.num_decoder_layers = 1",
-  "networks.create.emb_dim = 16",
-  "networks.create.num_heads = 2",
-  "networks.create.head_dim = 8",
-  "networks.create.mlp_dim = 32",
+  "t5x.networks.create.num_encoder_layers = 1",
+  "t5x.networks.create.num_decoder_layers = 1",
+  "t5x.networks.create.emb_dim = 16",
+  "t5x.networks.create.num_heads = 2",
+  "t5x.networks.create.head_dim = 8",
+  "t5x.networks.create.mlp_dim = 32",
 ]
 SMALL = [
   *NETWORK,

@@ -1,11 +1,15 @@
 """`python -m t5x.train` itself; each start imports TensorFlow and T5X."""
 
+import functools
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 from peft_jax import cli
@@ -101,3 +105,36 @@ def test_a_job_that_is_told_to_go_saves_and_exits_with_143(tmp_path):
   assert code == 143, "".join(seen)[-3000:]
   [first, last] = checkpoints.steps_of(tmp_path / "run")
   assert (first, last > 0) == (0, True)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+  """Rows of one batch on two processes; gloo stands for a slice's links."""
+  short = ["--gin.TRAIN_STEPS=4", "--gin.CHECKPOINT_PERIOD=4"]
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = free.getsockname()[1]
+  start = functools.partial(
+    subprocess.Popen,
+    cwd=REPOSITORY,
+    env=environment(),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  line = command(tmp_path / "two", "ia3", *short)
+  join = ["--multiprocess_gpu", f"--coordinator_address=localhost:{port}"]
+  jobs = [
+    start([*line, *join, "--process_count=2", f"--process_index={index}"])
+    for index in range(2)
+  ]
+  jobs.append(start(command(tmp_path / "one", "ia3", *short)))
+  for job in jobs:
+    _, text = job.communicate(timeout=300)
+    assert job.returncode == 0, text[-3000:]
+  found, expected = (
+    checkpoints.read(tmp_path / name)[1] for name in ("two", "one")
+  )
+  jax.tree.map(
+    lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5),
+    found,
+    expected,
+  )

@@ -101,7 +101,7 @@ def test_only_the_adapter_changes_and_only_it_is_saved(run):
 
 
 def test_a_checkpoint_is_as_large_for_a_larger_backbone(jobs, run, tmp_path):
-  large = ["networks.create.vocab_size = 4096", "TRAIN_STEPS = 1"]
+  large = ["t5x.networks.create.vocab_size = 4096", "TRAIN_STEPS = 1"]
   jobs.train(tmp_path / "large", *large)
   one = size_of(run[0] / "checkpoint_0")
   other = size_of(tmp_path / "large/checkpoint_0")
@@ -183,6 +183,20 @@ def test_another_backbone_is_not_resumed(jobs, run, tmp_path):
   shutil.copytree(run[0], tmp_path / "run")
   with pytest.raises(ValueError, match="was trained on backbone 'random'"):
     jobs.train(tmp_path / "run", "RANDOM_SEED = 1")
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(jobs, run, tmp_path):
+  """As it is left in a bucket, where nothing can be renamed."""
+  shutil.copytree(run[0], tmp_path / "run")
+  (tmp_path / "run/checkpoint_9/adapter.orbax-checkpoint-tmp").mkdir(
+    parents=True
+  )
+  step, _ = jobs.train(tmp_path / "run")
+  assert step == 6
+  shutil.rmtree(tmp_path / "run/checkpoint_0")
+  shutil.rmtree(tmp_path / "run/checkpoint_6")
+  step, _ = jobs.train(tmp_path / "run")
+  assert step == 6
 
 
 def test_warm_start_takes_weights_alone(jobs, run, tmp_path):

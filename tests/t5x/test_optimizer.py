@@ -61,7 +61,7 @@ def test_slots_lie_as_their_leaf(kind):
 
   module = module_of()
   tx, params = both()[kind](module), freeze(tiny.params(module))
-  created = tx.create(params)
+  created = jax.tree.map(jnp.asarray, tx.create(params))
   axes = jax.tree.map(lambda x: PartitionSpec(*["embed"] * x.ndim), params)
   derived = tx.derive_logical_axes(created, axes).state_dict()
   flat = tiny.spec(created.state_dict()["state"])
