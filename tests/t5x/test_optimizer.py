@@ -232,7 +232,7 @@ def test_both_trainers_take_the_same_steps(
     "make_mesh",
     lambda **k: real(**k, devices=jax.devices()[:1]),
   )
-  loop.train(resolved)
+  summary = loop.train(resolved)
   lines = (tmp_path / "ours/metrics.jsonl").read_text().splitlines()
   ours = [r["loss"] for r in map(json.loads, lines) if r["kind"] == "train"]
   theirs = []
@@ -259,3 +259,15 @@ def test_both_trainers_take_the_same_steps(
   assert len(ours) == len(theirs) == 20
   assert ours[-1] < ours[0]
   np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+  # And T5X evaluates what our trainer made.
+  jobs.use(
+    "eval",
+    tmp_path / "ours",
+    tmp_path / "eval",
+    f"INITIAL_CHECKPOINT_PATH = {str(tmp_path / 'backbone')!r}",
+    adapter="ia3",
+  )
+  text = (tmp_path / "eval/inference_eval/words-metrics.jsonl").read_text()
+  found = json.loads(text.splitlines()[0])
+  for name, value in summary.adapted_metrics["words"].items():
+    assert found[name] == value
