@@ -118,7 +118,7 @@ def _load_json(path: str, *, extra_ids: int) -> seqio.Vocabulary:
 def _check_exists(path: str) -> None:
   if not sources.exists(path):
     raise VocabularyError(
-      f"expected {' or '.join(map(repr, NAMES))}, hf:DIR, or the path of a"
+      f"expected {', '.join(map(repr, NAMES))}, hf:DIR, or the path of a"
       f" SentencePiece model or a tokenizer.json, found {path!r}, which is"
       " neither. Give the path of a `.model` file."
     )
