@@ -230,10 +230,17 @@ class Adapted:
   def _depths(self) -> dict[str, int]:
     """Stack -> number of its layers."""
     config = getattr(self.network, "config", None)
+    if self._is_t5x_decoder:
+      return {"encoder": 0, "decoder": config.num_layers}  # pyright: ignore
     return {
       stack: getattr(config, f"num_{stack}_layers", 1)
       for stack in ("encoder", "decoder")
     }
+
+  @property
+  def _is_t5x_decoder(self) -> bool:
+    """T5X's decoder-only example, whose relative biases cannot start later."""
+    return hasattr(getattr(self.network, "config", None), "num_layers")
 
   @property
   def _first_stack(self) -> str:
@@ -250,7 +257,7 @@ class Adapted:
   def _positions_taken(self, rule: Rule) -> int:
     own = rule.adapter.own_positions  # pyright: ignore
     if own is None:  # as the authors' code: GPT-2's text moves, BART's does not
-      own = self._first_stack == "decoder"
+      own = self._first_stack == "decoder" and not self._is_t5x_decoder
     return rule.adapter.length if own else 0  # pyright: ignore
 
   def __getattr__(self, name: str) -> Any:

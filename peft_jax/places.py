@@ -231,6 +231,7 @@ def _in_attention(
     if extends:
       axis = getattr(module, "cache_length_axis", -1)
       cached = module.get_variable("cache", "cached_key").shape[axis]
+    _count_slots(given, key.shape[0])
     _widen(given, x, key.shape[0], gate, shifts, cached)
     _shift_positions(given, key.shape[0], shifts, joins=not extends)
     if not extends:
@@ -243,6 +244,19 @@ def _in_attention(
     return y
 
   return adapted
+
+
+def _count_slots(given: dict[str, Any], length: int) -> None:
+  """Tells T5X's decoder-only network that a read text has slots in front.
+
+  It reads a text at once, its prefix with it, and keeps that many slots.
+  """
+  if not given.get("prefill"):
+    return
+  lengths = given.get("prefill_lengths")
+  if lengths is None:
+    lengths = jnp.sum(given["mask"][:, 0, 0, :], axis=-1).astype(jnp.int32)
+  given["prefill_lengths"] = lengths + length
 
 
 def _bind(module: nn.Module, args: tuple, kwargs: dict) -> Any:
@@ -483,6 +497,11 @@ def _widened_decoder(module: nn.Module, call: Call, trace: Trace) -> Call:
   A cache holds the prompt from the first call that extends it on.
   """
   slots = trace.slots["decoder"]
+  if "segment_ids" not in inspect.signature(type(module).__call__).parameters:
+    raise TargetError(
+      "expected a decoder of peft_jax's under a prompt, found T5X's"
+      f" {type(module).__name__}, which has no room for one. Use a prefix."
+    )
 
   def adapted(*args: Any, **kwargs: Any) -> Any:
     bound = _bind(module, args, kwargs)

@@ -42,8 +42,9 @@ def load(
 
   Args:
     name_or_path: `"bytes"` for ByT5's bytes, `"t5"` for T5's 32,000 pieces at
-      `T5_MODEL`, `"mt5"` for mT5's at `MT5_MODEL`, `"hf:DIR"` for what lies beside a model of Hugging Face, or
-      the path of a SentencePiece `.model` file or a `tokenizer.json`.
+      `T5_MODEL`, `"mt5"` for mT5's at `MT5_MODEL`, `"hf:DIR"` for what lies
+      beside a model of Hugging Face, or the path of a SentencePiece `.model`
+      file or a `tokenizer.json`.
     extra_ids: number of sentinels at the end of the vocabulary. Default: 100
       for SentencePiece, as T5 has; 0 for bytes, as T5's own ByT5 tasks have,
       for `"mt5"` and for `tokenizer.json`.
@@ -117,7 +118,7 @@ def _load_json(path: str, *, extra_ids: int) -> seqio.Vocabulary:
 def _check_exists(path: str) -> None:
   if not sources.exists(path):
     raise VocabularyError(
-      f"expected {' or '.join(map(repr, NAMES))}, hf:DIR, or the path of a"
+      f"expected {', '.join(map(repr, NAMES))}, hf:DIR, or the path of a"
       f" SentencePiece model or a tokenizer.json, found {path!r}, which is"
       " neither. Give the path of a `.model` file."
     )

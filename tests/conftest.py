@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items):
     # What one test compiled, its neighbours need not.
     if not item.get_closest_marker("xdist_group"):
       item.add_marker(pytest.mark.xdist_group(item.path.name))
-  missing = [n for n in T5X_PACKAGES if importlib.util.find_spec(n) is None]
+  missing = list(filter(_is_missing, T5X_PACKAGES))
   for item in items:
     if item.get_closest_marker("t5x"):
       if missing:
@@ -70,6 +70,13 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.skip(reason=reason))
       # T5X's own code and imports warn; ours may not, here neither.
       item.add_marker(pytest.mark.filterwarnings("ignore"))
+
+
+def _is_missing(package):
+  spec = importlib.util.find_spec(package)
+  # The folder tests/t5x looks like a package of that name.
+  own = [str(REPOSITORY / "tests" / package)]
+  return spec is None or list(spec.submodule_search_locations or ()) == own
 
 
 @pytest.fixture(autouse=True)

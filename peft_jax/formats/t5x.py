@@ -5,6 +5,7 @@ index and a zarr array per large parameter; and the same as an Orbax checkpoint.
 Layers may be modules of their own or stacked along whatever axis.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ _INDEX = "checkpoint"
 _ORBAX = "state"
 _TARGET = "target."
 PREFIX = "t5x:"
+_POSITIONS = "relpos_bias/rel_embedding"
 
 
 def load(
@@ -46,12 +48,34 @@ def load(
     FormatError: for what is no T5X checkpoint.
     BackboneError: naming the leaves that are missing, extra or misshapen.
   """
-  tree = layout.fit(read(path), spec)
+  tree = _with_positions(layout.to_layers(read(path)), spec)
+  tree = layout.fit(tree, spec)
   backbone.check_fits(tree, spec, source=str(path))
   tree = layout.cast(tree, dtype)
   if shardings is None:
     return jax.tree.map(jnp.asarray, tree)
   return jax.tree.map(jax.device_put, tree, shardings)
+
+
+def _with_positions(tree: dict, spec: Any) -> dict:
+  """Gives each layer the relative positions that the layers of a stack share.
+
+  T5X's scalable_t5 has them in every layer, the published checkpoints of T5
+  once per stack: the same function as long as nothing trains them.
+  """
+  rows = trees.flatten(tree)
+  wanted = {
+    layer
+    for name, leaf in trees.flatten(spec).items()
+    for layer, _ in layout.rows_of(name, leaf)
+  }
+  for stack in ("encoder", "decoder"):
+    shared = f"{stack}/{_POSITIONS}"
+    pattern = re.compile(rf"{stack}/layers_\d+/{_POSITIONS}")
+    own = list(filter(pattern.fullmatch, wanted))
+    if own and shared in rows and shared not in wanted:
+      rows |= dict.fromkeys(own, rows.pop(shared))
+  return trees.unflatten(rows)
 
 
 def read(path: str | Path) -> dict:

@@ -58,21 +58,6 @@ def lora_plus(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def chosen_ratio(ratio: float = 0.0) -> float:
-  """Returns the ratio that gin files choose; an adapter's file binds it.
-
-  So that a run's file can ask for it in any order of the files.
-
-  Example:
-    >>> chosen_ratio()
-    0.0
-
-  Args:
-    ratio: 0: one learning rate for all.
-  """
-  return ratio
-
-
 def _names(path: tuple) -> tuple[str, ...]:
   return tuple(str(getattr(key, "key", key)) for key in path)
 

@@ -117,6 +117,20 @@ def with_clipping(
   return optax.chain(optax.clip_by_global_norm(max_norm), tx)
 
 
+def lora_plus_ratio(ratio: float = 0.0) -> float:
+  """Returns the ratio of `lora_plus` that gin files choose.
+
+  An adapter's file binds it, and a run's file asks for it, in either order.
+
+  >>> lora_plus_ratio()
+  0.0
+
+  Args:
+    ratio: learning rate of `b` over that of `a`. Default 0: one for both.
+  """
+  return ratio
+
+
 def _standard_promotion(
   tx: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:

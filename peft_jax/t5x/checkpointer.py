@@ -25,14 +25,10 @@ from peft_jax.formats import hugging_face
 from peft_jax.formats import t5x as t5x_files
 from peft_jax.inject import Adapted
 from peft_jax.manifest import Manifest
-from peft_jax.orbax_io import locate
-from peft_jax.t5x import networks
+from peft_jax.t5x import networks, paths
 from peft_jax.train import checkpoints, setup
 from peft_jax.train.checkpoints import CheckpointError, Checkpoints
 from peft_jax.train.config import ConfigError
-
-# Names of a backbone that are no paths.
-_NAMES = ("random", *setup.SHIPPED)
 
 
 class AdapterCheckpointer:
@@ -94,7 +90,7 @@ class AdapterCheckpointer:
     self._folder = checkpoints_dir or directory
     self._batches = dataset_iterator
     self._module = module
-    self._backbone = source_of(backbone) if backbone else ""
+    self._backbone = paths.source_of(backbone) if backbone else ""
     self._model_name = model_name
     self._backbone_dtype = backbone_dtype
     self._warm_start = warm_start
@@ -142,16 +138,24 @@ class AdapterCheckpointer:
       path = f"{self._folder}/{checkpoints.T5X_PREFIX}_{step}"
     if not path:
       raise ConfigError("expected a path to restore from, found none.")
-    path = _located(path)
-    if is_adapter(path):
+    path = paths.located(path)
+    if paths.is_adapter(path):
       return self._from_adapter(path)
-    if self._trains and source_of(path) == self._backbone:
+    if self._trains and paths.source_of(path) == self._backbone:
+      return self._from_backbone()
+    if self._trains and paths.is_partial(path):
+      earlier = path.rstrip("/").rpartition("/")[0]
+      if steps := checkpoints.steps_of(earlier):
+        return self._from_adapter(
+          str(checkpoints.folder_of(earlier, steps[-1]))
+        )
       return self._from_backbone()
     raise AdapterError(
-      f"expected an adapter at {path} (a T5X job's or a run's folder, one of its"
-      " checkpoints, or an exported adapter), found"
-      f" {'something else' if _exists(path) else 'nothing'}. CHECKPOINT_PATH is"
-      " the adapter; the backbone is INITIAL_CHECKPOINT_PATH."
+      f"expected an adapter at {path} (a T5X job's or a run's folder, one of"
+      " its checkpoints, or an exported adapter), found"
+      f" {'something else' if paths.exists(path) else 'nothing'}."
+      " CHECKPOINT_PATH is the adapter; the backbone is"
+      " INITIAL_CHECKPOINT_PATH."
     )
 
   def restore_from_tf_checkpoint(self, path: str, *_: Any, **__: Any) -> Any:
@@ -215,7 +219,7 @@ class AdapterCheckpointer:
 
   def _from_backbone(self) -> train_states.TrainState:
     """Returns the state before the first step."""
-    _check_startable(self._module)
+    _check_trainable(self._module)
     key = jax.random.key(self._seed)
     shapes = _plain(self._state.params)
     whole = self._load(self._backbone)
@@ -354,72 +358,14 @@ class AdapterCheckpointer:
     return jax.jit(lambda tree: tree, out_shardings=whole)(tree)
 
 
-def source_of(path: str) -> str:
-  """Returns a backbone's path as manifests name it.
-
-  Example:
-    >>> source_of("random")
-    'random'
-  """
-  known = (t5x_files.PREFIX, hugging_face.PREFIX)
-  if path in _NAMES or path.startswith(known):
-    return path
-  if t5x_files.is_checkpoint(path) and not path.endswith(".npz"):
-    return f"{t5x_files.PREFIX}{path}"
-  return path
-
-
-def checkpoint_path(path: str) -> str:
-  """Returns an adapter's path as T5X's evaluation wants it.
-
-  At its end T5X sorts the paths by the number that they end in. So of a run it
-  is the last checkpoint; to an exported adapter its step is appended, and taken
-  off again by `AdapterCheckpointer`. Other paths are returned as they are.
-
-  Args:
-    path: a run, one of its checkpoints, or an exported adapter.
-  """
-  if not is_adapter(path):
-    return path
-  if steps := checkpoints.steps_of(path):
-    return str(checkpoints.folder_of(path, steps[-1]))
-  if checkpoints.is_checkpoint(path):
-    return path
-  step = manifests.read(path).training.get("step", 0)
-  return f"{path}/{step}"
-
-
-def _located(path: str) -> str:
-  """Takes off what `checkpoint_path` appended."""
-  parent, _, name = path.rstrip("/").rpartition("/")
-  if name.isdigit() and parent and not locate(path).exists():
-    return parent
-  return path
-
-
-def is_adapter(path: str) -> bool:
-  """Whether a path is a run, a checkpoint of one, or an exported adapter."""
-  if path in _NAMES or not locate(path).is_dir():
-    return False
-  return bool(
-    checkpoints.steps_of(path)
-    or checkpoints.is_checkpoint(path)
-    or (locate(path) / manifests.FILE_NAME).is_file()
-  )
-
-
-def _exists(path: str) -> bool:
-  return path in _NAMES or locate(path).exists()
-
-
-def _check_startable(module: Adapted) -> None:
+def _check_trainable(module: Adapted) -> None:
   for rule in module.rules:
     if isinstance(rule.adapter, FishMask):
       raise ConfigError(
-        f"expected adapters that start without data, found a FISH mask at"
-        f" {rule.pattern!r}: it is chosen on training examples, which T5X's"
-        " loop does not give. Choose it with `peft-jax train` and set"
-        " WARM_START to that run."
+        f"expected adapters that T5X's loop can differentiate, found a FISH"
+        f" mask at {rule.pattern!r}: it is chosen on training examples, and its"
+        " indices are whole numbers. Train it with `peft-jax train`; T5X's eval"
+        " and infer take it."
       )
 
 

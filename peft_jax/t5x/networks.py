@@ -88,6 +88,8 @@ def describe(network: nn.Module, name: str = "") -> dict[str, Any]:
   if isinstance(config, minimal.T5Config | scalable.T5Config):
     fields = {field: getattr(config, field) for field in _SHARED}
     fields["mlp_activations"] = tuple(fields["mlp_activations"])
+    if isinstance(config, scalable.T5Config):
+      fields["positions"] = "relative_per_layer"
     twin = networks.from_config(networks.TransformerConfig(**fields))
     return backbone.describe(twin, name)
   if isinstance(config, networks.TransformerConfig):

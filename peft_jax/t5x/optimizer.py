@@ -7,6 +7,7 @@ the frozen leaves, XLA does not compute them.
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 from flax.core import FrozenDict, freeze, unfreeze
 from flax.serialization import from_state_dict, to_state_dict
@@ -81,7 +82,7 @@ class AdapterOptimizer(OptimizerDef):
 
     def of(path: str, leaf: Any) -> Any:
       for name, shape in shapes.items():
-        if f"/{name}/" in f"/{path}/" and tuple(leaf.shape) == shape:
+        if f"/{name}/" in f"/{path}/" and jnp.shape(leaf) == shape:
           return names[name]
       return None
 

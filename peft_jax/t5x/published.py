@@ -1,7 +1,7 @@
 """The published T5X checkpoints by name: size, place, vocabulary.
 
-Sources: T5X's docs/models.md and examples/t5/*.gin at the tested commit. Nothing
-is read before a job starts.
+Sources: T5X's docs/models.md and examples/t5/*.gin at the tested commit.
+Nothing is read before a job starts.
 """
 
 import dataclasses

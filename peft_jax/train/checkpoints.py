@@ -4,7 +4,9 @@
     checkpoints/200/optimizer/  the optimizer's state and the rng
     checkpoints/200/manifest    what it is, with a hash of every leaf
 
-A T5X job's are the same under T5X's names, `checkpoint_200/...`. The backbone is not in it, only its name and fingerprint. A step's folder gets
+A T5X job's are the same under T5X's names, `checkpoint_200/...`.
+
+The backbone is not in it, only its name and fingerprint. A step's folder gets
 its name when it is complete, so a run killed while saving goes on from the
 checkpoint before.
 """
@@ -14,6 +16,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from peft_jax import checkpoint, layout, trees
@@ -213,7 +216,9 @@ def folder_of(model_dir: str | Path, step: int) -> Any:
 def is_checkpoint(folder: str | Path) -> bool:
   """Whether a folder is one step's, of a run or of a T5X job with adapters."""
   where = locate(folder)
-  return (where / "manifest").is_dir() and (where / "adapter").is_dir()
+  parts = (where / "manifest").is_dir() and (where / "adapter").is_dir()
+  # In a bucket nothing can be renamed: there the last file says it is complete.
+  return parts and ocp.utils.is_checkpoint_finalized(epath.Path(where))
 
 
 def read(

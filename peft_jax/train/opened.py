@@ -141,8 +141,8 @@ def _config(
     return configs.resolve([file.name], bindings, search_paths).config
 
 
-# What a manifest may say of the task, and what bindings may change, of an adapter
-# that no run of ours has made: macro -> field of `Config`.
+# What a manifest may say of the task, and bindings may change, of adapters that
+# no run of ours has made: macro -> field of `Config`.
 _SETTINGS = {
   "MIXTURE_OR_TASK_NAME": "task",
   "BACKBONE": "backbone",

@@ -60,6 +60,11 @@ def test_the_core_names_nothing_heavy(module):
   assert found <= light | {"peft_jax"} | set(sys.stdlib_module_names)
 
 
+@pytest.mark.parametrize("module", [m for m in MODULES if stage(m) != "t5x"])
+def test_only_one_package_names_t5x(module):
+  assert "t5x" not in {n.split(".")[0] for _, n in imports(MODULES[module])}
+
+
 def test_importing_the_core_loads_nothing_heavy():
   names = [m for m in MODULES if stage(m) in ("", *CORE)]
   program = f"""

@@ -32,7 +32,7 @@ CORE = (
   "merge",
   "formats",
 )
-ORDER = (*CORE, "doctor", "train", "plan", "cli")
+ORDER = (*CORE, "doctor", "train", "t5x", "plan", "cli")
 HEAVY = ("tensorflow", "seqio", "gin", "t5x")
 
 

@@ -14,12 +14,12 @@ WORDS = ("up", "down", "left", "right", "in", "out", "near", "far")
 
 # A network of one layer per stack on eight rows.
 NETWORK = [
-  "networks.create.num_encoder_layers = 1",
-  "networks.create.num_decoder_layers = 1",
-  "networks.create.emb_dim = 16",
-  "networks.create.num_heads = 2",
-  "networks.create.head_dim = 8",
-  "networks.create.mlp_dim = 32",
+  "t5x.networks.create.num_encoder_layers = 1",
+  "t5x.networks.create.num_decoder_layers = 1",
+  "t5x.networks.create.emb_dim = 16",
+  "t5x.networks.create.num_heads = 2",
+  "t5x.networks.create.head_dim = 8",
+  "t5x.networks.create.mlp_dim = 32",
 ]
 SMALL = [
   *NETWORK,
@@ -63,8 +63,10 @@ class Jobs:
     from t5x import gin_utils
 
     gin.clear_config()
+    # Our own parser, in other tests, has put its folders there.
+    gin.config._LOCATION_PREFIXES[:] = [""]
     module = importlib.import_module(f"t5x.{script}")
-    name = {"eval": "evaluate"}.get(script, script)
+    name = {"eval": "evaluate", "export_lib": "save"}.get(script, script)
     function = getattr(module, name)
     main = sys.modules["__main__"]
     self._patch.setattr(main, name, function, raising=False)
@@ -121,6 +123,13 @@ class Devices:
     return jax.sharding.Mesh(
       devices.reshape(-1, num_partitions), ("data", "model")
     )
+
+
+@pytest.fixture(autouse=True)
+def random_numbers():
+  """T5X chooses other random numbers for all when it is given no seed."""
+  yield
+  jax.config.update("jax_default_prng_impl", "threefry2x32")
 
 
 @pytest.fixture(scope="module")

@@ -101,12 +101,12 @@ def test_only_the_adapter_changes_and_only_it_is_saved(run):
 
 
 def test_a_checkpoint_is_as_large_for_a_larger_backbone(jobs, run, tmp_path):
-  large = ["networks.create.vocab_size = 4096", "TRAIN_STEPS = 1"]
+  large = ["t5x.networks.create.vocab_size = 4096", "TRAIN_STEPS = 1"]
   jobs.train(tmp_path / "large", *large)
   one = size_of(run[0] / "checkpoint_0")
   other = size_of(tmp_path / "large/checkpoint_0")
-  # Half a megabyte more of a backbone, and a few settings in the text.
-  assert abs(one - other) < 1000
+  # The backbone has half a megabyte more; Orbax's files vary by kilobytes.
+  assert abs(one - other) < 10_000
 
 
 def test_adapters_that_start_from_the_backbone_are_started(jobs, tmp_path):
@@ -116,23 +116,22 @@ def test_adapters_that_start_from_the_backbone_are_started(jobs, tmp_path):
 
 
 def test_eval_and_infer_open_what_either_trainer_made(jobs, run, tmp_path):
-  folder, _, state = run
+  folder, _, _ = run
   found = opened.open_adapter(
     folder, bindings=["BACKBONE = 'random'", "EVAL_BATCH_SIZE = 8"]
   )
   [ours] = opened.evaluate_task(found)
-  assert ours.metrics["accuracy"] > 0
+  assert ours.metrics
   jobs.use("eval", folder, tmp_path / "eval")
   text = tmp_path / "eval/inference_eval/words-metrics.jsonl"
   [theirs] = [json.loads(line) for line in text.read_text().splitlines()]
-  assert theirs["accuracy"] == ours.metrics["accuracy"]
+  assert {name: theirs[name] for name in ours.metrics} == ours.metrics
   # An exported adapter, as our trainer's are.
   assert cli.main(["export", str(folder), f"--to={tmp_path / 'out'}"]) == 0
   jobs.use("infer", tmp_path / "out", tmp_path / "infer", "NUM_DECODES = 2")
   [path] = (tmp_path / "infer").glob("words-predict.jsonl-*-of-00001")
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert len(rows) == 8
-  del state
 
 
 @pytest.mark.parametrize(
@@ -158,8 +157,8 @@ def test_bad_settings_stop_the_job(jobs, tmp_path, bindings, error, message):
   assert not checkpoints.steps_of(tmp_path / "run")
 
 
-def test_a_fish_mask_is_refused_with_the_way_round(jobs, tmp_path):
-  with pytest.raises(ValueError, match="WARM_START to that run"):
+def test_a_fish_mask_is_refused(jobs, tmp_path):
+  with pytest.raises(ValueError, match="Train it with `peft-jax train`"):
     jobs.train(tmp_path / "run", adapter="fish_mask")
 
 
@@ -184,6 +183,16 @@ def test_another_backbone_is_not_resumed(jobs, run, tmp_path):
   shutil.copytree(run[0], tmp_path / "run")
   with pytest.raises(ValueError, match="was trained on backbone 'random'"):
     jobs.train(tmp_path / "run", "RANDOM_SEED = 1")
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(jobs, run, tmp_path):
+  """As it is left in a bucket, where nothing can be renamed."""
+  shutil.copytree(run[0], tmp_path / "run")
+  (tmp_path / "run/checkpoint_9/adapter.orbax-checkpoint-tmp").mkdir(
+    parents=True
+  )
+  step, _ = jobs.train(tmp_path / "run")
+  assert step == 6
 
 
 def test_warm_start_takes_weights_alone(jobs, run, tmp_path):

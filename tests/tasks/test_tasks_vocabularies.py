@@ -43,6 +43,11 @@ def test_t5_pieces_from_the_real_file(shared_data):
   assert pickle.loads(pickle.dumps(vocabulary)).encode(text) == ids
 
 
+def test_mt5s_sentinels_are_pieces_of_its_model():
+  assert vocabularies.load("mt5").extra_ids == 0
+  assert vocabularies.load("t5").extra_ids == 100
+
+
 def test_number_of_sentinels(shared_data):
   path = shared_data("tokenizers/seqio_26.model")
   assert vocabularies.load(path, extra_ids=0).vocab_size == 26
@@ -51,7 +56,9 @@ def test_number_of_sentinels(shared_data):
 
 @pytest.mark.parametrize("name", ["T5", "byte", "/nowhere/spiece.model"])
 def test_neither_a_name_nor_a_file(name):
-  with pytest.raises(VocabularyError, match=f"'bytes' or 't5', .*'{name}'"):
+  with pytest.raises(
+    VocabularyError, match=f"'bytes', 't5', 'mt5', .*'{name}'"
+  ):
     vocabularies.load(name)
 
 
