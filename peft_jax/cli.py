@@ -136,6 +136,23 @@ def _parser() -> argparse.ArgumentParser:
   listing.add_argument("--adapter", help="and of this method")
   listing.add_argument("--json", action="store_true")
 
+  costs = add(
+    "cost",
+    _cost,
+    "compare examples in the prompt with an adapter",
+    reads_data=False,
+  )
+  costs.add_argument("--model", required=True, metavar="NAME")
+  costs.add_argument("--adapter", metavar="NAME", help="default: none")
+  costs.add_argument("--shots", type=int, default=32, metavar="N")
+  costs.add_argument("--tokens-per-example", type=int, required=True)
+  costs.add_argument(
+    "--query-tokens", type=int, help="default: as many as an example has"
+  )
+  costs.add_argument("--steps", type=int, default=1000, help="of training")
+  costs.add_argument("--batch", type=int, default=8)
+  costs.add_argument("--json", action="store_true")
+
   quickstart = add("quickstart", _quickstart, "adapt the model that ships")
   quickstart.add_argument("--model_dir", default="runs/quickstart")
 
@@ -497,6 +514,67 @@ def _count(model_name: str, adapter_name: str) -> dict[str, int | float]:
   rules = config.read_adapters(_named("adapters", adapter_name))
   model = Adapted(networks.create(model_name), rules)
   return partition.counts(shapes_of(model)["params"], model)
+
+
+def _cost(args: Any) -> None:
+  from peft_jax import cost
+
+  for name in ("shots", "tokens_per_example", "steps", "batch"):
+    value, least = getattr(args, name), int(name != "shots")
+    if value < least:
+      flag = name.replace("_", "-")
+      raise ValueError(f"expected --{flag} >= {least}, found {value}.")
+  query = args.query_tokens or args.tokens_per_example
+  counts = _count(args.model, args.adapter or "ia3")
+  config = networks.create(args.model).config
+  parameters = int(counts["backbone_parameters"])
+  prompt = cost.in_context(
+    config,
+    parameters,
+    shots=args.shots,
+    tokens_per_example=args.tokens_per_example,
+    query_tokens=query,
+  )
+  found = {
+    "parameters": parameters,
+    "query_tokens": query,
+    "in_context": dataclasses.asdict(prompt),
+  }
+  if args.adapter:
+    adapter = cost.adapter(
+      config,
+      parameters,
+      adapter_bytes=int(counts["adapter_bytes"]),
+      query_tokens=query,
+      steps=args.steps,
+      batch_size=args.batch,
+      against=prompt,
+    )
+    found["adapter"] = dataclasses.asdict(adapter)
+  print(json.dumps(found) if args.json else _cost_text(args, found))
+
+
+def _cost_text(args: Any, found: dict[str, Any]) -> str:
+  prompt = found["in_context"]
+  lines = [
+    f"{args.model}: {found['parameters']:,} parameters",
+    f"{args.shots} examples of {args.tokens_per_example} tokens in the prompt:",
+    f"  a prediction  {prompt['flops_per_prediction']:.2e} FLOPs, or"
+    f" {prompt['flops_per_prediction_cached']:.2e} with"
+    f" {prompt['cached_bytes'] / 2**30:.2f} GiB of cached keys and values",
+    f"  stored        {prompt['storage_bytes']:,} bytes",
+  ]
+  if "adapter" in found:
+    adapter = found["adapter"]
+    even = adapter["predictions_to_break_even"]
+    lines += [
+      f"{args.adapter}, trained for {args.steps} steps of {args.batch}:",
+      f"  a prediction  {adapter['flops_per_prediction']:.2e} FLOPs",
+      f"  training      {adapter['training_flops']:.2e} FLOPs"
+      + ("" if even is None else f", saved after {even:,} predictions"),
+      f"  stored        {adapter['storage_bytes']:,} bytes",
+    ]
+  return "\n".join(lines)
 
 
 def _quickstart(args: Any) -> int:

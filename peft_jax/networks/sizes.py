@@ -70,6 +70,27 @@ _LLAMA_7B = TransformerConfig(
   positions="rotary",
 )
 
+# arXiv 2005.14165, table 2.1; for `peft-jax cost`: its weights are not public.
+_GPT3_175B = TransformerConfig(
+  vocab_size=50257,
+  emb_dim=12288,
+  num_heads=96,
+  head_dim=128,
+  mlp_dim=4 * 12288,
+  num_encoder_layers=0,
+  num_decoder_layers=96,
+  mlp_activations=("gelu",),
+  mlp_bias=True,
+  attention_bias="all",
+  attention_scale=0.0,
+  norm="layer",
+  norm_epsilon=1e-5,
+  positions="learned",
+  max_positions=2048,
+  logits_via_embedding=True,
+  logits_scale=1.0,
+)
+
 CONFIGS: dict[str, TransformerConfig] = {
   "tiny": _TINY,
   **{f"t5_1_1_{name}": _config(size) for name, size in _T5_1_1.items()},
@@ -80,6 +101,7 @@ CONFIGS: dict[str, TransformerConfig] = {
     for name, size in _T5_1_0.items()
   },
   "llama_7b": _LLAMA_7B,
+  "gpt3_175b": _GPT3_175B,
 }
 
 

@@ -49,7 +49,10 @@ def by_hand(layers, d, f, h, k, gated):
 
 
 def test_all_published_sizes_are_here():
-  assert set(networks.CONFIGS) == {"tiny", "llama_7b", *PUBLISHED}
+  assert set(networks.CONFIGS) == {
+    *("tiny", "llama_7b", "gpt3_175b"),
+    *PUBLISHED,
+  }
 
 
 def test_llama_counts():
@@ -60,6 +63,17 @@ def test_llama_counts():
   d, f, layers, v = 4096, 11008, 32, 32000
   by_hand = layers * (4 * d * d + 3 * d * f + 2 * d) + d + 2 * v * d
   assert count(found) == by_hand == 6_738_415_616
+
+
+def test_gpt3_counts():
+  network = networks.create("gpt3_175b", scan_layers=True)
+  tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  found = jax.eval_shape(network.init, jax.random.key(0), tokens)["params"]
+  d, layers, v, positions = 12288, 96, 50257, 2048
+  per_layer = 12 * d * d + 13 * d  # kernels; biases and two norms
+  by_hand = layers * per_layer + 2 * d + (v + positions) * d
+  assert count(found) == by_hand
+  assert 174e9 < by_hand < 175e9
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -31,6 +31,7 @@ CORE = (
   "backbone",
   "merge",
   "formats",
+  "cost",
 )
 ORDER = (*CORE, "doctor", "train", "t5x", "plan", "cli")
 HEAVY = ("tensorflow", "seqio", "gin", "t5x")
