@@ -1,6 +1,7 @@
 """Intrinsic SAID: trains a small random subspace (arXiv 2012.13255)."""
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from peft_jax.adapters.base import (
@@ -84,15 +86,35 @@ class IntrinsicSAID(Adapter):
       rows: leaf path -> array, one module per layer.
       own: `theta` and `scaling`.
     """
-    root = jax.random.key(self.seed)
+    paths = sorted(rows)
+    by_size: dict[int, list[int]] = {}
+    for i, path in enumerate(paths):
+      by_size.setdefault(math.prod(rows[path].shape), []).append(i)
     moved = {}
-    for i, path in enumerate(sorted(rows)):
-      key = jax.random.fold_in(root, zlib.crc32(path.encode()))
-      row = rows[path]
-      change = fastfood(own["theta"], math.prod(row.shape), key)
-      change = change * own["scaling"][i]
-      moved[path] = row + change.reshape(row.shape).astype(row.dtype)
-    return moved
+    for size, indices in by_size.items():
+      names = [zlib.crc32(paths[i].encode()) for i in indices]
+      changes = self._changes(own["theta"], size, names)
+      for i, change in zip(indices, changes, strict=True):
+        row = rows[paths[i]]
+        change = change * own["scaling"][i]
+        moved[paths[i]] = row + change.reshape(row.shape).astype(row.dtype)
+    return {path: moved[path] for path in paths}
+
+  def _changes(self, theta: Array, size: int, names: list[int]) -> Array:
+    """Returns the projections [leaves, size] of leaves of one size.
+
+    In a loop: a program with one copy of it for every leaf takes XLA too long
+    and, as it works out what is random beforehand, too much memory. What is
+    random is drawn again in the backward pass.
+    """
+    numbers = jax.lax.optimization_barrier(jnp.array(names, jnp.uint32))
+    root = jax.random.key(self.seed)
+
+    @jax.checkpoint
+    def project(theta: Array, number: Array) -> Array:
+      return fastfood(theta, size, jax.random.fold_in(root, number))
+
+    return jax.lax.map(lambda number: project(theta, number), numbers)
 
 
 def fastfood(theta: Array, size: int, key: Array) -> Array:
@@ -133,11 +155,22 @@ def hadamard(x: Array) -> Array:
     >>> hadamard(jnp.array([1.0, 0.0, 0.0, 0.0])).tolist()
     [0.5, 0.5, 0.5, 0.5]
   """
+  # That of 2^(m + n) is the Kronecker product of those of 2^m and 2^n: two
+  # products of matrices, which a TPU is made for.
   size = x.shape[0]
-  step = 1
-  while step < size:
-    pairs = x.reshape(-1, 2, step)
-    x = jnp.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1)
-    x = x.reshape(size)
-    step *= 2
-  return x / math.sqrt(size)
+  rows = 1 << (size.bit_length() - 1) // 2
+  left, right = _signs(rows), _signs(size // rows)
+  multiply = functools.partial(jnp.matmul, precision="highest")
+  grid = x.reshape(rows, -1)
+  grid = multiply(
+    multiply(jnp.asarray(left, x.dtype), grid), jnp.asarray(right, x.dtype)
+  )
+  return grid.reshape(size) / math.sqrt(size)
+
+
+def _signs(size: int) -> np.ndarray:
+  """Returns the Walsh-Hadamard matrix [2^n, 2^n] of 1 and -1."""
+  matrix = np.ones((1, 1), np.float32)
+  while len(matrix) < size:
+    matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+  return matrix
