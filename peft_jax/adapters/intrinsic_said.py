@@ -85,14 +85,17 @@ class IntrinsicSAID(Adapter):
       rows: leaf path -> array, one module per layer.
       own: `theta` and `scaling`.
     """
-    root, width = jax.random.key(self.seed), _width(own["theta"])
+    # Or XLA draws all that is random while it compiles, and keeps it.
+    seed = jax.random.key_data(jax.random.key(self.seed))
+    root = jax.random.wrap_key_data(jax.lax.optimization_barrier(seed))
+    width = _width(own["theta"])
     paths, keys = sorted(rows), []
     for path in paths:
       key = jax.random.fold_in(root, zlib.crc32(path.encode()))
       keys.append(
         jax.random.split(key, -(-math.prod(rows[path].shape) // width))
       )
-    # All leaves at once: one program, however many there are.
+    # All leaves together: one program, however many there are.
     drawn = fastfood(own["theta"], jnp.concatenate(keys))
     moved, first = {}, 0
     for path, own_keys, scaling in zip(
@@ -131,15 +134,19 @@ def fastfood(theta: Array, keys: Array) -> Array:
   width = _width(theta)
   padded = jnp.pad(theta, (0, width - theta.shape[0]))
 
+  @jax.checkpoint  # what is random is drawn again in the backward pass
   def project(key: Array) -> Array:
     signs, order, gaussian = jax.random.split(key, 3)
     z = hadamard(padded * jax.random.rademacher(signs, (width,), theta.dtype))
     g = jax.random.normal(gaussian, (width,), theta.dtype)
     return hadamard(jax.random.permutation(order, z) * g)
 
-  return jax.vmap(project)(keys) * math.sqrt(width / theta.shape[0])
+  drawn = jax.lax.map(project, keys, batch_size=_AT_ONCE)
+  return drawn * math.sqrt(width / theta.shape[0])
 
 
+# Projections that are made side by side; more take turns, to save memory.
+_AT_ONCE = 64
 # Sylvester's matrix of 2^n is the Kronecker product of smaller ones: a few
 # matrix products take the place of n rounds of additions.
 _FACTOR = 128
