@@ -4,6 +4,7 @@ Every process reads the same stream and keeps its rows, as in `train.data`: so
 batches do not depend on the number of processes, and going on is skipping.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,14 +53,15 @@ def task_name(
 class Batches(dataset_iterator.DatasetIterator):
   """A process's rows of every batch; its position is a number of batches."""
 
-  def __init__(self, dataset: Any, rows: slice) -> None:
+  def __init__(self, make: Callable[[], Any], rows: slice) -> None:
     """Starts at the first batch.
 
     Args:
-      dataset: of whole batches, the same on every process.
+      make: returns the dataset of whole batches, the same on every process.
       rows: this process's rows of each.
     """
-    self._dataset = dataset
+    self._make = make
+    self._dataset = make()
     self._rows = rows
     self._start = 0
     self._iterator: Iterator[dict[str, np.ndarray]] | None = None
@@ -95,6 +97,9 @@ class Batches(dataset_iterator.DatasetIterator):
       filename: not a file but the number of batches to leave out; T5X hands
         on only this argument.
     """
+    # Anew: TensorFlow shuffles one dataset differently when it is read again.
+    if self._iterator is not None:
+      self._dataset = self._make()
     self._start, self._iterator = int(filename), None
 
 
@@ -134,8 +139,13 @@ def get_dataset(
       f"expected a batch size that {num_shards} processes can share, found"
       f" {cfg.batch_size}."
     )
-  dataset = utils.get_dataset_inner(
-    cfg, seqio.ShardInfo(0, 1), feature_converter_cls, cfg.seed, num_epochs
+  make = functools.partial(
+    utils.get_dataset_inner,
+    cfg,
+    seqio.ShardInfo(0, 1),
+    feature_converter_cls,
+    cfg.seed,
+    num_epochs,
   )
   share = cfg.batch_size // num_shards
-  return Batches(dataset, slice(shard_id * share, (shard_id + 1) * share))
+  return Batches(make, slice(shard_id * share, (shard_id + 1) * share))

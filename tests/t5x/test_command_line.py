@@ -1,6 +1,6 @@
 """`python -m t5x.train` itself; each start imports TensorFlow and T5X."""
 
-import functools
+import contextlib
 import os
 import pathlib
 import signal
@@ -113,23 +113,31 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
   with socket.socket() as free:
     free.bind(("localhost", 0))
     port = free.getsockname()[1]
-  start = functools.partial(
-    subprocess.Popen,
-    cwd=REPOSITORY,
-    env=environment(),
-    stderr=subprocess.PIPE,
-    text=True,
-  )
   line = command(tmp_path / "two", "ia3", *short)
   join = ["--multiprocess_gpu", f"--coordinator_address=localhost:{port}"]
-  jobs = [
-    start([*line, *join, "--process_count=2", f"--process_index={index}"])
+  lines = [
+    [*line, *join, "--process_count=2", f"--process_index={index}"]
     for index in range(2)
   ]
-  jobs.append(start(command(tmp_path / "one", "ia3", *short)))
-  for job in jobs:
-    _, text = job.communicate(timeout=300)
-    assert job.returncode == 0, text[-3000:]
+  lines.append(command(tmp_path / "one", "ia3", *short))
+  # To files: a process whose pipe is full would keep the other waiting.
+  logs = [tmp_path / f"{index}.log" for index in range(3)]
+  with contextlib.ExitStack() as stack:
+    jobs = [
+      subprocess.Popen(
+        line,
+        cwd=REPOSITORY,
+        env=environment(),
+        stderr=stack.enter_context(log.open("w")),
+      )
+      for line, log in zip(lines, logs, strict=True)
+    ]
+    try:
+      codes = [job.wait(timeout=300) for job in jobs]
+    finally:
+      for job in jobs:
+        job.kill()
+  assert codes == [0, 0, 0], "".join(log.read_text()[-2000:] for log in logs)
   found, expected = (
     checkpoints.read(tmp_path / name)[1] for name in ("two", "one")
   )

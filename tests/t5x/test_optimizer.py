@@ -215,7 +215,10 @@ def test_both_trainers_take_the_same_steps(
       str(tmp_path / "adafactor.gin"),
     ],
     [
-      *(f"networks.create.{name} = {size}" for name, size in sizes.items()),
+      *(
+        f"peft_jax.networks.create.{name} = {size}"
+        for name, size in sizes.items()
+      ),
       *same,
       "MIXTURE_OR_TASK_NAME = 'words'",
       f"DATA_DIR = {str(data_dir)!r}",
