@@ -24,6 +24,14 @@ COLLECTIVES = (
   "collective-permute",
 )
 
+_REARRANGES = (
+  "convert",
+  "broadcast",
+  "bitcast",
+  "reshape",
+  "transpose",
+  "copy",
+)
 _SIZES = {"pred": 1, "token": 0, "opaque": 0}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
@@ -192,6 +200,8 @@ class Program:
       for instruction in computation.values():
         if instruction.opcode in ("dot", "convolution"):
           total += _product(instruction, computation) * times
+        elif instruction.opcode == "reduce":
+          total += _product_with_a_row(instruction, computation) * times
     return total
 
 
@@ -257,6 +267,32 @@ def _product(
   else:
     flops = _convolution_flops(instruction.attributes, left, right, out)
   return Work(flops, int(left.bytes + right.bytes + out.bytes))
+
+
+def _product_with_a_row(
+  reduce: Instruction, computation: dict[str, Instruction]
+) -> Work:
+  """Returns the work of a sum that was a product; none of another sum.
+
+  XLA for TPU multiplies a single row, as in decoding one text, by itself and
+  adds up. That it was a product is in the name of the traced operation.
+  """
+  if not re.search(r'op_name="[^"]*dot_general"', reduce.attributes):
+    return Work()
+  factors = _source(reduce.operands[0], computation)
+  if factors.opcode != "multiply":
+    return Work()
+  sources = [_source(name, computation) for name in factors.operands]
+  moved = sum(one.arrays[0].bytes for one in [*sources, reduce])
+  return Work(2 * math.prod(factors.arrays[0].shape), int(moved))
+
+
+def _source(name: str, computation: dict[str, Instruction]) -> Instruction:
+  """Returns what was computed or given before it was only rearranged."""
+  found = computation[name]
+  while found.opcode in _REARRANGES:
+    found = computation[found.operands[0]]
+  return found
 
 
 def _convolution_flops(

@@ -146,6 +146,9 @@ def to_text(plan: Plan) -> str:
   columns = {"train step": plan.train}
   if plan.decoding is not None:
     columns["decoding"] = plan.decoding
+  unit, size = "GiB", GIB
+  if max(found.used_bytes for found in columns.values()) < GIB:
+    unit, size = "MiB", 2**20
   mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
   inputs, targets = settings["lengths"]
   lines = [
@@ -153,14 +156,15 @@ def to_text(plan: Plan) -> str:
     f" {mesh}, batch {settings['batch']} x {inputs}/{targets} tokens, remat"
     f" {settings['remat']}, {settings['micro_batches']} micro-batch(es)",
     "",
-    _row("GiB per chip", columns),
+    _row(f"{unit} per chip", columns),
   ]
   for kind in KINDS:
-    sizes = [_gib(found.bytes_per_chip[kind]) for found in columns.values()]
-    lines.append(_row(kind, sizes))
-  used = [_gib(found.used_bytes) for found in columns.values()]
+    sizes = [found.bytes_per_chip[kind] / size for found in columns.values()]
+    lines.append(_row(kind, [f"{one:.3f}" for one in sizes]))
+  used = [f"{found.used_bytes / size:.3f}" for found in columns.values()]
   lines.append(_row("together", used))
-  lines.append(_row("the chip has", [_gib(plan.hbm_bytes)] * len(columns)))
+  has = f"{plan.hbm_bytes / size:.3f}"
+  lines.append(_row("the chip has", [has] * len(columns)))
   lines.append(_row("fits", ["yes" if plan.fits else "NO"]))
   lines += ["", *_time_lines(plan)]
   for name, found in columns.items():
@@ -175,13 +179,9 @@ def _row(name: str, cells: Sequence[str] | Mapping[str, Any]) -> str:
   return f"{name:<14}" + "".join(f"{cell:>14}" for cell in cells)
 
 
-def _gib(size: int) -> str:
-  return f"{size / GIB:.3f}"
-
-
 def _time_lines(plan: Plan) -> list[str]:
   work = plan.train.work
-  lines = [f"{work.flops / 1e12:.2f} TFLOP a step, over all chips"]
+  lines = [f"{work.flops / 1e12:.4g} TFLOP a step, over all chips"]
   estimate = plan.train_times
   if estimate is None:
     return lines

@@ -147,3 +147,37 @@ def test_a_compiled_scan_over_a_mesh():
 def test_another_text_is_refused():
   with pytest.raises(ValueError, match="text of a compiled program"):
     Program("module @jit_f {}")
+
+
+def test_one_row_is_multiplied_and_added_up_on_a_tpu():
+  text = """\
+HloModule jit_predict
+
+%fused (w: bf16[40,32], x: f32[40]) -> f32[32] {
+  %x = f32[40]{0:T(1024)S(1)} parameter(1)
+  %rows = f32[40,32]{1,0:T(8,128)} broadcast(%x), dimensions={0}
+  %w = bf16[40,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %wide = f32[40,32]{1,0:T(8,128)} convert(%w)
+  %factors = f32[40,32]{1,0:T(8,128)} multiply(%rows, %wide)
+  %zero = f32[]{:T(128)} constant(0)
+  ROOT %out = f32[32]{0} reduce(%factors, %zero), dimensions={0}, \
+to_apply=%add, metadata={op_name="decoder/logits_dense/dot_general" id=1}
+}
+
+%norm (x: f32[40]) -> f32[] {
+  %x = f32[40]{0:T(1024)S(1)} parameter(0)
+  %square = f32[40]{0:T(1024)} multiply(%x, %x)
+  %zero = f32[]{:T(128)} constant(0)
+  ROOT %out = f32[]{:T(128)} reduce(%square, %zero), dimensions={0}, \
+to_apply=%add, metadata={op_name="decoder/norm/reduce_sum" id=2}
+}
+
+ENTRY %main (w: bf16[40,32], x: f32[40]) -> f32[32] {
+  %w = bf16[40,32]{1,0} parameter(0)
+  %x = f32[40]{0} parameter(1)
+  %n = f32[]{:T(128)} fusion(%x), kind=kLoop, calls=%norm
+  ROOT %y = f32[32]{0} fusion(%w, %x), kind=kLoop, calls=%fused
+}
+"""
+  expected = Work(2 * 40 * 32, 2 * 40 * 32 + 4 * 40 + 4 * 32)
+  assert Program(text).products() == expected

@@ -1,6 +1,6 @@
 """The smallest slice that each size and method trains on: docs/tpu.md's table.
 
-    python benchmarks/plan_sizes.py --json sizes.json
+    python benchmarks/_plan_sizes.py --json sizes.json
 
 Compiles the training step for slices of growing size, and of each for meshes of
 growing model axis, until one fits, as `peft-jax plan` does; decoding, which
@@ -106,6 +106,7 @@ def table(found: list[dict[str, Any]]) -> str:
   ]
   for row in found:
     kinds, gib = row["bytes_per_chip"], hardware.GIB
+    rate = float(f"{row['tokens_per_second_estimate']:.2g}")
     lines.append(
       f"| {row['model'].removeprefix('t5_1_1_')} | `{row['adapter']}`"
       f" | {row['batch']} | `{row['target']}`"
@@ -113,7 +114,7 @@ def table(found: list[dict[str, Any]]) -> str:
       f" | {row['used_bytes'] / gib:.1f}, {row['hbm_bytes'] / gib:.1f}"
       f" | {kinds['parameters'] / gib:.1f} | {kinds['activations'] / gib:.1f}"
       f" | {1e3 * row['step_seconds_estimate']:.0f}"
-      f" | {row['tokens_per_second_estimate']:,.0f} |"
+      f" | {rate:,.0f} |"
     )
   return "\n".join(lines)
 
