@@ -85,7 +85,12 @@ def _parser() -> argparse.ArgumentParser:
   check = add("check", _check, "resolve a configuration without training")
   _add_run_arguments(check)
 
-  plan = add("plan", _plan, "say what a run needs of a TPU, without one")
+  plan = add(
+    "plan",
+    _plan,
+    "say what a run needs of a TPU, without one",
+    reads_data=False,
+  )
   _add_plan_arguments(plan)
 
   evaluate = add("eval", _eval, "evaluate a trained adapter on its task")
@@ -110,7 +115,12 @@ def _parser() -> argparse.ArgumentParser:
   export.add_argument("--step", type=int, help="default: the last")
   export.add_argument("--format", choices=["orbax"], default="orbax")
 
-  bring = add("import", _import, "read a backbone or an adapter of others")
+  bring = add(
+    "import",
+    _import,
+    "read a backbone or an adapter of others",
+    reads_data=False,
+  )
   bring.add_argument("source", metavar="DIR", help="what is read")
   bring.add_argument(
     "--from",

@@ -31,7 +31,7 @@ from peft_jax.train import config as configs
 from peft_jax.train.config import Config
 from peft_jax.train.evaluate import Evaluation
 from peft_jax.train.predict import Decoding, make_predict
-from peft_jax.train.setup import load_backbone, shapes_of
+from peft_jax.train.setup import configured_backbone, shapes_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,15 +97,7 @@ def open_adapter(
     shapes = variables["params"]
     frozen_spec, adapter_spec = partition.split(shapes, model)
     checkpoint.check_fits(leaves, adapter_spec, source=str(directory))
-    whole = load_backbone(
-      config.backbone,
-      model,
-      shapes,
-      places,
-      name=config.model_name,
-      dtype=config.backbone_dtype,
-      seed=config.random_seed,
-    )
+    whole = configured_backbone(config, model, shapes, places)
     checkpoint.check_backbone(
       manifest, manifests.fingerprint(whole), source=str(directory)
     )

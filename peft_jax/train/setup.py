@@ -90,15 +90,7 @@ def setup(config: Config, mesh: Mesh) -> Setup:
   )
   shapes = variables["params"]
   key = jax.random.key(config.random_seed)
-  whole = load_backbone(
-    config.backbone,
-    model,
-    shapes,
-    places,
-    name=config.model_name,
-    dtype=config.backbone_dtype,
-    seed=config.random_seed,
-  )
+  whole = configured_backbone(config, model, shapes, places)
   added = init_part(model, key, partition.added_of, places)
   params = partition.assemble(whole, added, model)
   params = start.from_backbone(params, model, jax.random.fold_in(key, 3))
@@ -188,6 +180,21 @@ def warm_started(setup: Setup, directory: str) -> Setup:
     setup.state.adapter,
   )
   return dataclasses.replace(setup, state=setup.state._replace(adapter=adapter))
+
+
+def configured_backbone(
+  config: Config, model: Adapted, shapes: Any, places: Any
+) -> Any:
+  """Returns the backbone that a run is configured with; see `load_backbone`."""
+  return load_backbone(
+    config.backbone,
+    model,
+    shapes,
+    places,
+    name=config.model_name,
+    dtype=config.backbone_dtype,
+    seed=config.random_seed,
+  )
 
 
 def load_backbone(
