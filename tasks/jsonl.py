@@ -3,6 +3,7 @@
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import seqio
 
@@ -18,7 +19,9 @@ def register(
 ) -> seqio.Task:
   r"""Registers and returns a task over files of `{"inputs", "targets"}` rows.
 
-  The metric is accuracy with answer choices and exact match without. Each
+  Answer choices are those given here, the same for all rows, or each row's own:
+  a list `choices` of texts that has the target, in every row of every file. The
+  metric is accuracy with answer choices and exact match without. Each
   example carries `idx`, the position of its row in the file. A row of the split
   `test` may lack its targets. Registering a name again replaces the task; a
   mixture made of the earlier one keeps the earlier one.
@@ -42,9 +45,10 @@ def register(
   Args:
     name: the task's name, as `get_mixture_or_task` will know it.
     files: the file of each split; each row a JSON object with the texts
-      `inputs` and `targets`, other fields are ignored.
+      `inputs` and `targets`, and perhaps `choices`; other fields are ignored.
     vocabulary: a vocabulary, its name or its file; see `vocabularies.load`.
-    answer_choices: the only targets allowed. Default: any text.
+    answer_choices: the only targets allowed. Default: the choices of each row,
+      or any text.
 
   Raises:
     DataError: if there is no file, a file is missing or has a bad row, targets
@@ -58,41 +62,75 @@ def register(
       f"task {name!r}: expected the file of at least one split, found none."
       ' Give files={"train": <path>}.'
     )
+  own = choices is None and _has_own_choices(next(iter(files.values())))
+  free = choices is None and not own
+  found = vocabularies.resolve(vocabulary)
   task = seqio.Task(
     name,
-    source=_source(files, choices=choices),
-    output_features=vocabularies.text_features(
-      vocabularies.resolve(vocabulary)
+    source=_source(files, choices=choices, own=own),
+    output_features=(
+      vocabularies.text_features(found)
+      if free
+      else vocabularies.choice_features(found)
     ),
     preprocessors=(
       *_choice_text(choices),
+      *((preprocessors.find_label,) if own else ()),
       *preprocessors.to_tokens(cacheable=False),
     ),
-    metric_fns=[metrics.exact_match if choices is None else metrics.accuracy],
+    metric_fns=[metrics.exact_match if free else metrics.accuracy],
   )
   seqio.TaskRegistry.remove(name)
   seqio.TaskRegistry.add_provider(name, task)
   return task
 
 
+def _has_own_choices(path: str | os.PathLike[str]) -> bool:
+  """Whether the first row of a file has choices: then all must."""
+  rows = sources.read_rows(path=path, fields={"choices": list}, defaults=_NONE)
+  return rows[0]["choices"] is not None
+
+
+_NONE = {"choices": None}
+
+
 def _source(
   files: Mapping[str, str | os.PathLike[str]],
   *,
   choices: tuple[str, ...] | None,
+  own: bool,
 ) -> sources.JsonLinesSource:
+  fields: dict[str, sources.FieldType] = {
+    "inputs": str,
+    "targets": str if choices is None else sources.Label(values=choices),
+  }
   return sources.JsonLinesSource(
     split_to_path=files,
-    fields={
-      "inputs": str,
-      "targets": str if choices is None else sources.Label(values=choices),
-    },
+    fields={**fields, "choices": list} if own else fields,
     defaults={
       "test": {
         "targets": metrics.UNLABELED if choices is None else sources.NO_LABEL
       }
     },
     row_number="idx",
+    check=_check_choices if own else None,
   )
+
+
+def _check_choices(row: Mapping[str, Any]) -> str | None:
+  """Returns what is wrong with a row's own choices, if anything."""
+  choices, target = row["choices"], row["targets"]
+  if len(set(choices)) != len(choices) or len(choices) < 2:
+    return (
+      "expected choices that are two or more different texts, found"
+      f" {choices!r}. Correct the row."
+    )
+  if target not in [*choices, metrics.UNLABELED]:
+    return (
+      f"expected a target that is one of the choices {choices!r}, found"
+      f" {target!r}. Correct the row."
+    )
+  return None
 
 
 def _choice_text(

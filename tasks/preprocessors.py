@@ -1,11 +1,13 @@
 """From rows to text to token ids: the steps that the tasks are made of."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import seqio
 import tensorflow as tf
 
 from peft_jax.tasks.metrics import UNLABELED
+from peft_jax.tasks.vocabularies import CHOICES, LABEL
 
 Preprocessor = Callable[..., tf.data.Dataset]
 
@@ -21,7 +23,8 @@ def t5_text(
 
   The format is that of T5's `glue` preprocessor, which T5 was trained on
   (arXiv:1910.10683, appendix D; t5/data/preprocessors.py). A row without a
-  label (-1) gets the target `<unk>`. `idx` is kept, other features are not.
+  label (-1) gets the target `<unk>`. `idx` and `label` are kept, other features
+  are not; `choices` are the labels.
 
   Example:
     >>> rows = tf.data.Dataset.from_tensors(
@@ -36,6 +39,8 @@ def t5_text(
     >>> row = next(text.as_numpy_iterator())
     >>> row["inputs"], row["targets"], int(row["idx"])
     (b'boolq passage: It is. question: is it', b'True', 7)
+    >>> row["choices"].tolist(), int(row["label"])
+    ([b'False', b'True'], 1)
 
   Args:
     dataset: rows with the text fields, an integer `label` and an `idx`.
@@ -50,7 +55,7 @@ def t5_text(
       parts += [f"{name}:", row[name]]
     return {
       "inputs": tf.strings.join(parts, separator=" "),
-      "targets": label_text(row["label"], labels=labels),
+      **labelled(row["label"], choices=tf.constant(list(labels))),
       # 32 bits in TFDS and 64 in local files: one type, so that both mix.
       "idx": tf.cast(row["idx"], tf.int64),
     }
@@ -66,24 +71,112 @@ def label_targets(
   Example:
     >>> rows = tf.data.Dataset.from_tensors({"inputs": "Fine.", "targets": 1})
     >>> text = label_targets(rows, labels=("bad", "good"))
-    >>> next(text.as_numpy_iterator())["targets"]
-    b'good'
+    >>> row = next(text.as_numpy_iterator())
+    >>> row["targets"], int(row["label"])
+    (b'good', 1)
   """
 
   def write(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {**row, "targets": label_text(row["targets"], labels=labels)}
+    choices = tf.constant(list(labels))
+    return {**row, **labelled(row["targets"], choices=choices)}
 
   return dataset.map(write, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def label_text(label: tf.Tensor, *, labels: Sequence[str]) -> tf.Tensor:
-  """Returns the text of a class, `<unk>` for -1, T5's mark of no label.
+def find_label(
+  dataset: tf.data.Dataset, *, choices: Sequence[str] | None = None
+) -> tf.data.Dataset:
+  """Adds `label`, where the target stands among the choices, -1 if nowhere.
 
   Example:
-    >>> label_text(tf.constant(-1), labels=("bad", "good")).numpy()
-    b'<unk>'
+    >>> rows = tf.data.Dataset.from_tensors({"inputs": "?", "targets": "good"})
+    >>> labelled = find_label(rows, choices=("bad", "good"))
+    >>> int(next(labelled.as_numpy_iterator())["label"])
+    1
+
+  Args:
+    dataset: rows with `targets`.
+    choices: of all rows. Default: each row's own `choices`.
   """
-  return tf.gather(tf.constant([UNLABELED, *labels]), label + 1)
+
+  def write(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    found = row[CHOICES] if choices is None else tf.constant(list(choices))
+    equal = tf.cast(found == row["targets"], tf.int32)
+    label = tf.where(tf.reduce_any(equal > 0), tf.argmax(equal, 0), -1)
+    return {**row, CHOICES: found, LABEL: tf.cast(label, tf.int32)}
+
+  return dataset.map(write, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def labelled(label: tf.Tensor, *, choices: tf.Tensor) -> dict[str, tf.Tensor]:
+  """Returns what a row with answer choices has: `targets`, `choices`, `label`.
+
+  Example:
+    >>> row = labelled(tf.constant(-1), choices=tf.constant(["bad", "good"]))
+    >>> row["targets"].numpy()  # T5's mark of no label
+    b'<unk>'
+
+  Args:
+    label: [] index of the right choice, -1 if it is not known.
+    choices: [C] text of each choice.
+  """
+  answers = tf.concat([[UNLABELED], choices], 0)
+  return {
+    "targets": answers[label + 1],
+    CHOICES: choices,
+    LABEL: tf.cast(label, tf.int32),
+  }
+
+
+def tokenize(
+  dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+) -> tf.data.Dataset:
+  """Tokenises `inputs` and `targets` as SeqIO does, and each of the `choices`.
+
+  The choices of an example stand one after the other in one row of ids, each
+  ended by EOS, so that examples with different numbers of them mix and pack
+  like any text. `choices_pretokenized` [C] keeps their texts. `label` becomes
+  [1].
+
+  Example:
+    >>> from peft_jax.tasks import vocabularies
+    >>> features = vocabularies.choice_features(vocabularies.load("bytes"))
+    >>> rows = tf.data.Dataset.from_tensors(
+    ...   {"inputs": "ok?", "targets": "no", "choices": ["y", "no"], "label": 1}
+    ... )
+    >>> row = next(tokenize(rows, features).as_numpy_iterator())
+    >>> row["choices"].tolist()
+    [124, 1, 113, 114, 1]
+
+  Args:
+    dataset: rows of text.
+    output_features: of the task; see `vocabularies.choice_features`.
+  """
+  text = {k: v for k, v in output_features.items() if k not in (CHOICES, LABEL)}
+  dataset = seqio.preprocessors.tokenize(dataset, output_features=text)
+  if CHOICES not in output_features:
+    return dataset
+  vocabulary = output_features[CHOICES].vocabulary
+
+  def one(choice: tf.Tensor) -> tf.Tensor:
+    ids = tf.cast(vocabulary.encode_tf(choice), tf.int32)
+    return tf.concat([ids, [vocabulary.eos_id]], 0)
+
+  def write(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    ids: Any = tf.map_fn(
+      one,
+      row[CHOICES],
+      fn_output_signature=tf.RaggedTensorSpec([None], tf.int32),
+    )
+    return {
+      **row,
+      f"{CHOICES}_pretokenized": row[CHOICES],
+      CHOICES: ids.flat_values,
+      # SeqIO's evaluator measures the first axis of every feature.
+      LABEL: tf.cast([row[LABEL]], tf.int32),
+    }
+
+  return dataset.map(write, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def to_tokens(*, cacheable: bool) -> tuple[Preprocessor, ...]:
@@ -100,7 +193,7 @@ def to_tokens(*, cacheable: bool) -> tuple[Preprocessor, ...]:
   """
   cache = (seqio.CacheDatasetPlaceholder(),) if cacheable else ()
   return (
-    seqio.preprocessors.tokenize,
+    tokenize,
     *cache,
     seqio.preprocessors.append_eos_after_trim,
   )

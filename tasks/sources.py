@@ -11,7 +11,7 @@ import codecs
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ _JSON_NAMES = {
   float: "a number",
   bool: "true or false",
   list: "an array",
+  dict: "an object",
   type(None): "null",
 }
 
@@ -36,6 +37,7 @@ _DTYPES = {
   int: tf.int64,
   float: tf.float32,
   bool: tf.bool,
+  list: tf.string,
 }
 
 # Enough to see what a folder or a line holds, short enough for a terminal.
@@ -74,7 +76,12 @@ class Label:
     return None
 
 
-FieldType = type[str] | type[int] | type[float] | type[bool] | Label
+# `list` is a list of texts.
+FieldType = (
+  type[str] | type[int] | type[float] | type[bool] | type[list] | Label
+)
+# Returns what is wrong with a row whose fields are right, one by one.
+RowCheck = Callable[[Mapping[str, Any]], str | None]
 
 
 class JsonLinesSource(seqio.DataSource):
@@ -107,6 +114,7 @@ class JsonLinesSource(seqio.DataSource):
     fields: Mapping[str, FieldType],
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
     row_number: str | None = None,
+    check: RowCheck | None = None,
   ):
     """Reads and checks the files.
 
@@ -119,6 +127,8 @@ class JsonLinesSource(seqio.DataSource):
         (the labels of a test split). Default: no row may lack a field.
       row_number: name of an additional feature with the row's position in its
         file, from 0. Default: none.
+      check: returns what is wrong with a row, as "expected ..., found ...", or
+        None. Default: nothing.
 
     Raises:
       DataError: if a file is missing or empty, or a row is not a JSON object,
@@ -128,7 +138,10 @@ class JsonLinesSource(seqio.DataSource):
     self._columns = {
       split: _columns(
         read_rows(
-          path=path, fields=fields, defaults=(defaults or {}).get(split)
+          path=path,
+          fields=fields,
+          defaults=(defaults or {}).get(split),
+          check=check,
         ),
         fields=fields,
         row_number=row_number,
@@ -202,7 +215,7 @@ class JsonLinesSource(seqio.DataSource):
       order = np.random.default_rng(seed).permutation(order)
     # Any: TensorFlow's own stubs do not know that it takes nested tensors.
     columns: Any = {
-      name: tf.constant([column[i] for i in order], self._dtypes[name])
+      name: _tensor([column[i] for i in order], self._dtypes[name])
       for name, column in self._columns[split].items()
     }
     return tf.data.Dataset.from_tensor_slices(columns)
@@ -223,6 +236,7 @@ def read_rows(
   path: str | os.PathLike[str],
   fields: Mapping[str, FieldType],
   defaults: Mapping[str, Any] | None = None,
+  check: RowCheck | None = None,
 ) -> list[dict[str, Any]]:
   r"""Returns the checked rows of a JSON-lines file.
 
@@ -243,6 +257,7 @@ def read_rows(
     fields: the fields to read and their types.
     defaults: what stands for a field that a row lacks or has as null. Default:
       no row may lack a field.
+    check: see `JsonLinesSource`.
 
   Raises:
     DataError: see `JsonLinesSource`.
@@ -259,7 +274,11 @@ def read_rows(
   rows = []
   for number, line in enumerate(lines, start=1):
     try:
-      rows.append(_parse_row(line, fields=fields, defaults=defaults or {}))
+      row = _parse_row(line, fields=fields, defaults=defaults or {})
+      wrong = check(row) if check else None
+      if wrong:
+        raise _RowError(wrong)
+      rows.append(row)
     except _RowError as error:
       raise DataError(f"{path}:{number}: {error}") from None
   return rows
@@ -359,11 +378,17 @@ def _parse_value(name: str, value: Any, *, kind: FieldType) -> Any:
       f'field "{name}": expected {_JSON_NAMES[kind]}, found {_show(value)}.'
       " Correct the row."
     )
-  if isinstance(value, str) and not _is_unicode(value):
-    raise _RowError(
-      f'field "{name}": expected text, found half of a surrogate pair in'
-      f" {_show(value)}. Remove it or write the whole character."
-    )
+  for text in value if isinstance(value, list) else [value]:
+    if isinstance(value, list) and not isinstance(text, str):
+      raise _RowError(
+        f'field "{name}": expected a list of texts, found {_show(text)} in it.'
+        " Correct the row."
+      )
+    if isinstance(text, str) and not _is_unicode(text):
+      raise _RowError(
+        f'field "{name}": expected text, found half of a surrogate pair in'
+        f" {_show(text)}. Remove it or write the whole character."
+      )
   return value
 
 
@@ -386,6 +411,13 @@ def _columns(
   if row_number is not None:
     columns[row_number] = list(range(len(rows)))
   return columns
+
+
+def _tensor(column: list[Any], dtype: tf.DType) -> Any:
+  """Returns a column; lists of texts need not be of one length."""
+  if any(isinstance(value, list) for value in column):
+    return tf.ragged.constant(column, dtype)
+  return tf.constant(column, dtype)
 
 
 def _dtype(kind: FieldType) -> tf.DType:

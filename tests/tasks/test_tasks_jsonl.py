@@ -147,3 +147,63 @@ def test_shards_of_a_task_are_a_partition(files):
   register(files)
   shards = [rows_of("train", shard_info=seqio.ShardInfo(i, 2)) for i in (0, 1)]
   assert [[int(r["idx"]) for r in rows] for rows in shards] == [[0, 2], [1]]
+
+
+OWN = [
+  {"inputs": "2 + 2?", "targets": "four", "choices": ["three", "four"]},
+  {"inputs": "sky?", "targets": "blue", "choices": ["blue", "red", "green"]},
+]
+
+
+def test_the_choices_of_each_row(tmp_path, write_rows):
+  path = write_rows(tmp_path / "train.jsonl", OWN)
+  task = register({"train": path})
+  vocabulary = seqio.ByteVocabulary()
+  for row, given in zip(rows_of("train"), OWN, strict=True):
+    texts = [text.decode() for text in row["choices_pretokenized"]]
+    assert texts == given["choices"]
+    ids = [i for t in given["choices"] for i in [*vocabulary.encode(t), 1]]
+    assert row["choices"].tolist() == ids
+    assert texts[row["label"].item()] == given["targets"]
+  assert task.metric_fns == [metrics.accuracy]
+
+
+def test_choices_survive_a_mixture(tmp_path, write_rows):
+  register({"train": write_rows(tmp_path / "train.jsonl", OWN)})
+  seqio.MixtureRegistry.add("mixed", [("own", 1)])
+  mixture = seqio.get_mixture_or_task("mixed")
+  dataset = mixture.get_dataset(None, "train", shuffle=False, num_epochs=1)
+  rows = list(dataset.as_numpy_iterator())
+  assert [row["label"].item() for row in rows] == [1, 0]
+  assert sum(row["choices"].tolist().count(1) for row in rows) == 5
+
+
+def test_fixed_choices_are_features_too(files):
+  register(files, answer_choices=CHOICES)
+  for row, given in zip(rows_of("train"), ROWS, strict=True):
+    assert CHOICES[row["label"].item()] == given["targets"]
+    assert row["choices_pretokenized"].tolist() == [
+      choice.encode() for choice in CHOICES
+    ]
+  assert rows_of("test")[0]["label"].item() == -1
+
+
+@pytest.mark.parametrize(
+  "row, message",
+  [
+    ({"choices": ["a", "b"], "targets": "c"}, "a target that is one of"),
+    ({"choices": ["a", "a"], "targets": "a"}, "two or more different texts"),
+    (
+      {"choices": ["a", 1], "targets": "a"},
+      "expected a list of texts, found 1",
+    ),
+    ({"choices": "ab", "targets": "a"}, "expected an array, found"),
+    ({"targets": "a"}, "choices missing or null"),
+  ],
+)
+def test_bad_choices_of_a_row(tmp_path, write_rows, row, message):
+  rows = [*OWN, {"inputs": "?", **row}]
+  path = write_rows(tmp_path / "train.jsonl", rows)
+  with pytest.raises(DataError, match=message) as caught:
+    register({"train": path})
+  assert str(caught.value).startswith(f"{path}:3: ")
