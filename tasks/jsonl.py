@@ -64,14 +64,11 @@ def register(
     )
   own = choices is None and _has_own_choices(next(iter(files.values())))
   free = choices is None and not own
-  found = vocabularies.resolve(vocabulary)
   task = seqio.Task(
     name,
     source=_source(files, choices=choices, own=own),
-    output_features=(
-      vocabularies.text_features(found)
-      if free
-      else vocabularies.choice_features(found)
+    output_features=vocabularies.text_features(
+      vocabularies.resolve(vocabulary)
     ),
     preprocessors=(
       *_choice_text(choices),

@@ -7,7 +7,11 @@ import seqio
 import tensorflow as tf
 
 from peft_jax.tasks.metrics import UNLABELED
-from peft_jax.tasks.vocabularies import CHOICES, LABEL
+
+# What examples with answer choices have besides `inputs` and `targets`. They
+# are no output features of a task: SeqIO's converters know nothing of them.
+# A mixture drops them unless it is told to pass them through.
+CHOICES, LABEL = "choices", "label"
 
 Preprocessor = Callable[..., tf.data.Dataset]
 
@@ -129,18 +133,17 @@ def labelled(label: tf.Tensor, *, choices: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def tokenize(
-  dataset: tf.data.Dataset, output_features: Mapping[str, seqio.Feature]
+  dataset: tf.data.Dataset, output_features: Mapping[str, Any]
 ) -> tf.data.Dataset:
-  """Tokenises `inputs` and `targets` as SeqIO does, and each of the `choices`.
+  """Tokenises `inputs` and `targets` as SeqIO does, and `choices` if they are.
 
   The choices of an example stand one after the other in one row of ids, each
-  ended by EOS, so that examples with different numbers of them mix and pack
-  like any text. `choices_pretokenized` [C] keeps their texts. `label` becomes
-  [1].
+  ended by EOS, so that examples may have different numbers of them.
+  `choices_pretokenized` [C] keeps their texts.
 
   Example:
     >>> from peft_jax.tasks import vocabularies
-    >>> features = vocabularies.choice_features(vocabularies.load("bytes"))
+    >>> features = vocabularies.text_features(vocabularies.load("bytes"))
     >>> rows = tf.data.Dataset.from_tensors(
     ...   {"inputs": "ok?", "targets": "no", "choices": ["y", "no"], "label": 1}
     ... )
@@ -150,13 +153,15 @@ def tokenize(
 
   Args:
     dataset: rows of text.
-    output_features: of the task; see `vocabularies.choice_features`.
+    output_features: of the task; the choices are tokenised as `targets` are.
   """
-  text = {k: v for k, v in output_features.items() if k not in (CHOICES, LABEL)}
-  dataset = seqio.preprocessors.tokenize(dataset, output_features=text)
-  if CHOICES not in output_features:
+  dataset = seqio.preprocessors.tokenize(
+    dataset, output_features=output_features
+  )
+  spec: Any = dataset.element_spec
+  if CHOICES not in spec:
     return dataset
-  vocabulary = output_features[CHOICES].vocabulary
+  vocabulary = output_features["targets"].vocabulary
 
   def one(choice: tf.Tensor) -> tf.Tensor:
     ids = tf.cast(vocabulary.encode_tf(choice), tf.int32)
@@ -172,8 +177,6 @@ def tokenize(
       **row,
       f"{CHOICES}_pretokenized": row[CHOICES],
       CHOICES: ids.flat_values,
-      # SeqIO's evaluator measures the first axis of every feature.
-      LABEL: tf.cast([row[LABEL]], tf.int32),
     }
 
   return dataset.map(write, num_parallel_calls=tf.data.AUTOTUNE)

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import seqio
@@ -189,16 +189,14 @@ def _mixture_rows(split: str) -> list[dict[str, str]]:
 
 def register() -> None:
   """Registers the held-out task and a sample of the mixture with SeqIO."""
-  vocabulary = vocabularies.load("bytes")
   choose = functools.partial(preprocessors.find_label, choices=HELD_OUT_LABELS)
-  _add(TASK, _rows, vocabularies.choice_features(vocabulary), choose)
-  _add(MIXTURE, _mixture_rows, vocabularies.text_features(vocabulary))
+  _add(TASK, _rows, choose)
+  _add(MIXTURE, _mixture_rows)
 
 
 def _add(
   name: str,
   rows: Callable[[str], list[dict[str, str]]],
-  features: Mapping[str, seqio.Feature],
   *steps: preprocessors.Preprocessor,
 ) -> None:
   source: Any = seqio.FunctionDataSource(
@@ -209,7 +207,7 @@ def _add(
     name,
     source=source,
     preprocessors=[*steps, *preprocessors.to_tokens(cacheable=False)],
-    output_features=features,
+    output_features=vocabularies.text_features(vocabularies.load("bytes")),
     metric_fns=[metrics.accuracy],
   )
 

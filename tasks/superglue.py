@@ -118,7 +118,7 @@ def register(
     VocabularyError: if the vocabulary is not there.
   """
   specs = [_spec(name) for name in tasks]
-  features = vocabularies.choice_features(vocabularies.resolve(vocabulary))
+  features = vocabularies.text_features(vocabularies.resolve(vocabulary))
   built = {
     spec.name: _task(
       spec,

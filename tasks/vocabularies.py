@@ -21,10 +21,6 @@ T5_EXTRA_IDS = 100
 NAMES = ("bytes", "t5", "mt5")
 MODEL_PREFIX = "hf:"
 
-# Features of tasks with answer choices: the choices' ids, one after the other,
-# and the right one's index.
-CHOICES, LABEL = "choices", "label"
-
 
 class VocabularyError(ValueError):
   """A vocabulary that is neither known by name nor in a file."""
@@ -96,28 +92,6 @@ def text_features(
   """
   feature = seqio.Feature(vocabulary=vocabulary, add_eos=True)
   return {"inputs": feature, "targets": feature}
-
-
-def choice_features(
-  vocabulary: seqio.Vocabulary,
-) -> Mapping[str, seqio.utils.Feature]:
-  """Returns the features of a task with answer choices.
-
-  Besides `inputs` and `targets`: `choices`, the ids of all choices one after
-  the other, each ended by EOS, and `label` [1], the index of the right one,
-  -1 if it is not known. See `preprocessors.tokenize`.
-
-  Example:
-    >>> sorted(choice_features(load("bytes")))
-    ['choices', 'inputs', 'label', 'targets']
-  """
-  return {
-    **text_features(vocabulary),
-    CHOICES: seqio.Feature(vocabulary=vocabulary, add_eos=False),
-    LABEL: seqio.Feature(
-      vocabulary=seqio.PassThroughVocabulary(size=1), add_eos=False
-    ),
-  }
 
 
 def _of_model(directory: str) -> seqio.Vocabulary:

@@ -164,7 +164,7 @@ def test_the_choices_of_each_row(tmp_path, write_rows):
     assert texts == given["choices"]
     ids = [i for t in given["choices"] for i in [*vocabulary.encode(t), 1]]
     assert row["choices"].tolist() == ids
-    assert texts[row["label"].item()] == given["targets"]
+    assert texts[int(row["label"])] == given["targets"]
   assert task.metric_fns == [metrics.accuracy]
 
 
@@ -172,16 +172,22 @@ def test_choices_survive_a_mixture(tmp_path, write_rows):
   register({"train": write_rows(tmp_path / "train.jsonl", OWN)})
   seqio.MixtureRegistry.add("mixed", [("own", 1)])
   mixture = seqio.get_mixture_or_task("mixed")
-  dataset = mixture.get_dataset(None, "train", shuffle=False, num_epochs=1)
+  dataset = mixture.get_dataset(
+    None,
+    "train",
+    shuffle=False,
+    num_epochs=1,
+    passthrough_features=["choices", "label"],
+  )
   rows = list(dataset.as_numpy_iterator())
-  assert [row["label"].item() for row in rows] == [1, 0]
+  assert [int(row["label"]) for row in rows] == [1, 0]
   assert sum(row["choices"].tolist().count(1) for row in rows) == 5
 
 
 def test_fixed_choices_are_features_too(files):
   register(files, answer_choices=CHOICES)
   for row, given in zip(rows_of("train"), ROWS, strict=True):
-    assert CHOICES[row["label"].item()] == given["targets"]
+    assert CHOICES[int(row["label"])] == given["targets"]
     assert row["choices_pretokenized"].tolist() == [
       choice.encode() for choice in CHOICES
     ]
