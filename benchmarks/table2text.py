@@ -47,7 +47,8 @@ from peft_jax import (
 from peft_jax.formats import hugging_face
 from peft_jax.tasks import metrics, table2text, vocabularies
 from peft_jax.train import data, features
-from peft_jax.train.step import init_state, make_train_step, network_inputs
+from peft_jax.train.forward import network_inputs
+from peft_jax.train.step import init_state, make_train_step
 
 PREFIX = 10
 

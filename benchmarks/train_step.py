@@ -52,6 +52,7 @@ from peft_jax import IA3, Adapted, LoRA, Rule, partition
 from peft_jax.networks import EncoderDecoder, TransformerConfig
 from peft_jax.optim import optimizers
 from peft_jax.plan import flops
+from peft_jax.train import forward
 from peft_jax.train import step as train_step
 
 METHODS = ("ia3", "lora", "full")
@@ -104,7 +105,7 @@ def step_flops(shapes: Shapes, method: str) -> int:
   """
   model = make_model(shapes, method, "float32")
   batch = make_batch(shapes)
-  inputs = train_step.network_inputs(batch)
+  inputs = forward.network_inputs(batch)
   init = lambda key: model.init(key, **inputs)["params"]
   trained = jax.eval_shape(init, jax.random.key(0))
   frozen: Any = {}
@@ -207,7 +208,7 @@ class Ours:
   def __init__(self, shapes: Shapes, method: str, dtype: str) -> None:
     model = make_model(shapes, method, dtype)
     self._batch = jax.device_put(make_batch(shapes))
-    inputs = train_step.network_inputs(self._batch)
+    inputs = forward.network_inputs(self._batch)
     params = jax.jit(model.init)(jax.random.key(0), **inputs)["params"]
     self._frozen, trained = {}, params
     if isinstance(model, Adapted):

@@ -234,20 +234,55 @@ def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
-  group = command.add_argument_group("decoding", "default: greedy")
-  group.add_argument("--num_beams", type=int, default=1, metavar="N")
-  group.add_argument("--length_penalty", type=float, default=0.6)
-  group.add_argument("--temperature", type=float, default=0.0, help="samples")
-  group.add_argument("--top_k", type=int, default=0, metavar="K")
-  group.add_argument("--top_p", type=float, default=1.0, metavar="P")
-  group.add_argument("--seed", type=int, default=0)
+  group = command.add_argument_group(
+    "answers", "default: as the run's evaluations, which decode greedily"
+  )
+  group.add_argument(
+    "--answer_by",
+    choices=["decoding", "ranking"],
+    help="ranking: the answer choice with the best score",
+  )
+  group.add_argument("--num_beams", type=int, metavar="N")
+  group.add_argument("--length_penalty", type=float)
+  group.add_argument("--temperature", type=float, help="samples")
+  group.add_argument("--top_k", type=int, metavar="K")
+  group.add_argument("--top_p", type=float, metavar="P")
+  group.add_argument("--seed", type=int)
+  group.add_argument(
+    "--length_norm", type=float, help="of ranking: 1 mean, 0 sum of tokens"
+  )
+  group.add_argument(
+    "--calibrated",
+    action="store_true",
+    default=None,
+    help="ranking without what a choice scores without the input",
+  )
+  group.add_argument("--choices_per_chunk", type=int, metavar="N")
 
 
 def _decoding(args: Any) -> Any:
-  from peft_jax.train.predict import Decoding
+  from peft_jax.train.predict import Decoding, Ranking
 
-  fields = [field.name for field in dataclasses.fields(Decoding)]
-  return Decoding(**{name: getattr(args, name) for name in fields})
+  asked: dict[Any, dict[str, Any]] = {
+    kind: {
+      field.name: getattr(args, field.name)
+      for field in dataclasses.fields(kind)
+      if getattr(args, field.name) is not None
+    }
+    for kind in (Decoding, Ranking)
+  }
+  by = args.answer_by or ("decoding" if asked[Decoding] else None)
+  by = by or ("ranking" if asked[Ranking] else None)
+  other = {"decoding": Ranking, "ranking": Decoding}.get(by or "")
+  if other and asked[other]:
+    raise ValueError(
+      f"expected options of {by}, found --{next(iter(asked[other]))} too. Leave"
+      " it out, or change --answer_by."
+    )
+  if by is None:
+    return None
+  kind = Decoding if by == "decoding" else Ranking
+  return kind(**asked[kind])
 
 
 def _resolve(args: Any) -> Any:
@@ -399,11 +434,19 @@ def _eval(args: Any) -> None:
   print(json.dumps({e.task: dict(e.metrics) for e in evaluations}, indent=2))
   if args.output:
     rows = [
-      {"task": e.task, "input": i, "target": t, "prediction": p}
+      {"task": e.task, "input": i, "target": t, "prediction": p, **scores}
       for e in evaluations
-      for i, t, p in zip(e.inputs, e.targets, e.predictions, strict=True)
+      for i, t, p, scores in zip(
+        e.inputs, e.targets, e.predictions, _scores_of(e), strict=True
+      )
     ]
     _write_rows(args.output, rows)
+
+
+def _scores_of(evaluation: Any) -> list[dict[str, Any]]:
+  if evaluation.scores is None:
+    return [{}] * len(evaluation.inputs)
+  return [{"scores": scores} for scores in evaluation.scores]
 
 
 def _infer(args: Any) -> None:

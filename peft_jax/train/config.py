@@ -18,8 +18,9 @@ import optax
 from flax import linen as nn
 from gin import config as gin_parser
 
-from peft_jax.losses import Normalization
 from peft_jax.rules import Rule, flatten
+from peft_jax.train.objective import LanguageModel, Objective
+from peft_jax.train.predict import Answering, Decoding
 
 
 class ConfigError(ValueError):
@@ -58,8 +59,11 @@ class Config:
     pack: whether several training examples share a row; not under a prompt.
     loss_on: of decoder-only networks, see `features.Text`.
     prefix_lm: of decoder-only networks, see `features.Text`.
-    z_loss: see `losses.cross_entropy`.
-    normalization: see `losses.Normalization`.
+    objective: what is minimised, see `objective`.
+    answer_by: how evaluation finds answers: `predict.Decoding`, or among the
+      answer choices, `predict.Ranking`.
+    max_choices: answer choices that an example of training may have; 0: as
+      many as one of the first thousand has.
     lora_plus_ratio: see `optim.lora_plus`; 0: one learning rate for all.
     fisher_examples: training examples that a FISH mask is chosen on.
     gradient_clip: largest global norm of the adapter's gradient; 0: none.
@@ -70,6 +74,8 @@ class Config:
     eval_frozen: evaluates the frozen model before training.
     best_metric: task/metric that decides which checkpoint is best; empty: the
       first metric of the first task.
+    patience: evaluations in a row without a better `best_metric` after which
+      training stops; 0: it goes on.
     checkpoint_period: steps between checkpoints.
     keep: number of latest checkpoints kept, the best one besides.
     log_period: steps between records of the log.
@@ -102,8 +108,9 @@ class Config:
   pack: bool = False
   loss_on: Literal["targets", "all"] = "targets"
   prefix_lm: bool = False
-  z_loss: float = 0.0
-  normalization: Normalization = "tokens"
+  objective: Objective = dataclasses.field(default_factory=LanguageModel)
+  answer_by: Answering = dataclasses.field(default_factory=Decoding)
+  max_choices: int = 0
   lora_plus_ratio: float = 0.0
   fisher_examples: int = 32
   gradient_clip: float = 0.0
@@ -113,6 +120,7 @@ class Config:
   max_eval_examples: int = 0
   eval_frozen: bool = True
   best_metric: str = ""
+  patience: int = 0
   checkpoint_period: int = 500
   keep: int = 2
   log_period: int = 10
@@ -133,6 +141,11 @@ class Config:
     ):
       if getattr(self, name) < 1:
         raise ConfigError(f"expected {name} >= 1, found {getattr(self, name)}.")
+    if self.patience and not self.eval_period:
+      raise ConfigError(
+        f"expected EVAL_PERIOD >= 1 with PATIENCE = {self.patience}, found 0:"
+        " training would not be evaluated before its end."
+      )
     if np.dtype(self.backbone_dtype).name not in ("float32", "bfloat16"):
       raise ConfigError(
         "expected BACKBONE_DTYPE 'float32' or 'bfloat16', found"
@@ -155,6 +168,28 @@ class Config:
     return flatten(self.adapters)
 
 
+def pick(*, setting: str, name: str, options: Mapping[str, Any]) -> Any:
+  """Returns one of several objects by its name.
+
+  Example:
+    >>> pick(setting="LOSS", name="b", options={"a": 1, "b": 2})
+    2
+
+  Args:
+    setting: the macro that names it, for the error.
+    name: which.
+    options: name -> object.
+
+  Raises:
+    ConfigError: for another name.
+  """
+  if name not in options:
+    raise ConfigError(
+      f"expected {setting} to be one of {sorted(options)}, found {name!r}."
+    )
+  return options[name]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapters:
   """The rules alone, for what needs no run.
@@ -169,6 +204,7 @@ class Adapters:
 # Settings that may change when a run is resumed: they do not change training.
 _MAY_CHANGE = (
   "MODEL_DIR",
+  "ANSWER_BY",
   "EVAL_PERIOD",
   "EVAL_BATCH_SIZE",
   "EVAL_FROZEN",
@@ -192,7 +228,11 @@ class Resolved:
   @property
   def fixed_settings(self) -> dict[str, str]:
     """The settings that must agree for a run to be resumed."""
-    return {k: v for k, v in self.settings.items() if k not in _MAY_CHANGE}
+    return {
+      name: value
+      for name, value in self.settings.items()
+      if name not in _MAY_CHANGE and not name.startswith("predict.")
+    }
 
 
 def gin_directory() -> Path:

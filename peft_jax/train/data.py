@@ -6,7 +6,9 @@ run goes on exactly where it stopped.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,10 +17,17 @@ import seqio
 from jax.sharding import NamedSharding
 
 from peft_jax.tasks import prepare
+from peft_jax.tasks.preprocessors import CHOICES, LABEL
 from peft_jax.tasks.sources import DataError
 from peft_jax.train import host_tensorflow
 from peft_jax.train.config import Config, ConfigError
-from peft_jax.train.features import EncoderDecoder, Features, end_id
+from peft_jax.train.features import (
+  EncoderDecoder,
+  Features,
+  end_id,
+  most_choices,
+)
+from peft_jax.train.objective import AnswerChoices
 
 Task = seqio.Task | seqio.Mixture
 
@@ -120,6 +129,37 @@ def check_targets(
   return found
 
 
+def choices_width(config: Config, task: Task) -> int:
+  """Returns how many answer choices a training example may have, 0 for none.
+
+  Args:
+    config: the run's.
+    task: a SeqIO task or mixture, whose first examples are looked at.
+
+  Raises:
+    DataError: if an example has no choices, or no label.
+  """
+  if not isinstance(config.objective, AnswerChoices):
+    return 0
+  width = 0
+  for part in _tasks(task):
+    dataset = part.get_dataset(None, "train", shuffle=False).take(_CHECKED)
+    examples = list(dataset.as_numpy_iterator())
+    end = end_id(part.output_features["targets"].vocabulary)
+    width = max(width, most_choices(examples, end))
+    _check_labels(examples, part.name)
+  return config.max_choices or width
+
+
+def _check_labels(examples: Iterable[Mapping[str, Any]], name: str) -> None:
+  unknown = sum(int(example[LABEL]) < 0 for example in examples)
+  if unknown:
+    raise DataError(
+      f"expected a label for every training example of {name!r}, found"
+      f" {unknown} without one. Remove these rows, or write their labels."
+    )
+
+
 def train_batches(
   task: Task,
   *,
@@ -129,6 +169,7 @@ def train_batches(
   max_examples: int = 0,
   start_step: int = 0,
   features: Features | None = None,
+  width: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this process's rows of every training batch, without end.
 
@@ -140,6 +181,8 @@ def train_batches(
     max_examples: uses only the first so many examples; 0: all.
     start_step: batches that an earlier run has already used.
     features: of the network; default: an encoder-decoder's.
+    width: answer choices of an example, see `choices_width`; 0: batches of
+      inputs and targets alone.
 
   Raises:
     DataError: if the split is empty.
@@ -155,17 +198,32 @@ def train_batches(
     dataset = dataset.take(max_examples).cache()
     dataset = dataset.shuffle(max_examples, seed=seed).repeat()
   else:
+    # A mixture drops what is not asked for.
+    passed: dict[str, Any] = {}
+    if width and isinstance(task, seqio.Mixture):
+      passed = {"passthrough_features": [CHOICES, LABEL]}
     dataset = task.get_dataset(
-      wanted, "train", shuffle=True, num_epochs=None, seed=seed
+      wanted, "train", shuffle=True, num_epochs=None, seed=seed, **passed
     )
-  dataset = (features or EncoderDecoder()).train(dataset, wanted)
-  dataset = dataset.skip(start_step * batch_size).batch(
-    batch_size, drop_remainder=True
-  )
-  options = _deterministic(dataset)
+  features = features or EncoderDecoder()
+  if not width:
+    dataset = features.train(dataset, wanted)
+  dataset = dataset.skip(start_step * batch_size)
   rows = _own_rows(batch_size)
-  for batch in options.prefetch(2).as_numpy_iterator():
+  if width:
+    examples = _deterministic(dataset).prefetch(2 * batch_size)
+    for part in _groups(examples.as_numpy_iterator(), batch_size):
+      yield features.choices(part[rows], lengths, width=width)
+    return
+  dataset = _deterministic(dataset.batch(batch_size, drop_remainder=True))
+  for batch in dataset.prefetch(2).as_numpy_iterator():
     yield {name: value[rows] for name, value in batch.items()}
+
+
+def _groups(examples: Iterator[Any], size: int) -> Iterator[list[Any]]:
+  """Yields so many examples at a time; what is left over is dropped."""
+  while len(part := list(itertools.islice(examples, size))) == size:
+    yield part
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,12 +233,40 @@ class EvalSet:
   Attributes:
     task: the task.
     examples: the raw examples, for post-processing.
-    inputs: what `decoding` is given, all [N, S]; see `features`.
+    lengths: feature -> tokens.
+    features: of the network.
   """
 
   task: seqio.Task
   examples: list[Mapping[str, Any]]
-  inputs: Mapping[str, np.ndarray]
+  lengths: Mapping[str, int]
+  features: Features
+
+  @functools.cached_property
+  def inputs(self) -> Mapping[str, np.ndarray]:
+    """What `decoding` is given, all [N, S]; see `features`."""
+    return self.features.inputs(self.examples, self.lengths)
+
+  @functools.cached_property
+  def choices(self) -> Mapping[str, np.ndarray]:
+    """What the answer choices are scored on, all [N, ...]; see `features`.
+
+    Raises:
+      DataError: if an example has no choices, or one that is too long.
+    """
+    return self.features.choices(self.examples, self.lengths)
+
+  @functools.cached_property
+  def blank_choices(self) -> Mapping[str, np.ndarray]:
+    """The same behind an input of no text."""
+    end = np.array([self.eos_id], np.int32)
+    blank = [{**example, "inputs": end} for example in self.examples]
+    return self.features.choices(blank, self.lengths)
+
+  def choice_texts(self, row: int) -> list[str]:
+    """Returns the texts of an example's choices."""
+    texts = self.examples[row][f"{CHOICES}_pretokenized"]
+    return [text.decode() for text in texts]
 
   @property
   def eos_id(self) -> int:
@@ -235,8 +321,9 @@ def _eval_set(
     raise DataError(
       f"expected examples in split {split!r} of {task.name!r}, found none."
     )
-  inputs = features.inputs(examples, lengths)
-  return EvalSet(task=task, examples=examples, inputs=inputs)
+  return EvalSet(
+    task=task, examples=examples, lengths=lengths, features=features
+  )
 
 
 def padded_batches(

@@ -12,7 +12,10 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from peft_jax.tasks.preprocessors import CHOICES, LABEL
+from peft_jax.tasks.sources import DataError
 from peft_jax.train.config import Config, ConfigError
+from peft_jax.train.objective import AnswerChoices
 
 Dataset = tf.data.Dataset
 LossOn = Literal["targets", "all"]
@@ -33,6 +36,27 @@ class Features(Protocol):
     """Returns what `decoding` continues or answers, all [N, S]."""
     ...
 
+  def choices(
+    self,
+    examples: Sequence[Mapping[str, Any]],
+    lengths: Mapping[str, int],
+    *,
+    width: int = 0,
+  ) -> dict[str, np.ndarray]:
+    """Returns the features of examples with their answer choices.
+
+    Args:
+      examples: with `inputs`, `choices` and perhaps `label`.
+      lengths: feature -> tokens; a choice is as long as `targets` may be.
+      width: C, examples with fewer choices are filled up; default: as many as
+        one of these has.
+
+    Returns:
+      `decoder_*` features [N, C, T]; `labels` [N], -1 where not known;
+      `encoder_input_tokens` [N, S] of an encoder-decoder.
+    """
+    ...
+
 
 def of(config: Config, task: Any) -> Features:
   """Returns the features of a run's network, see `for_network`."""
@@ -51,13 +75,19 @@ def for_network(config: Config, vocabulary: seqio.Vocabulary) -> Features:
     ConfigError: for settings of decoder-only networks with another.
   """
   network = config.network.config
+  one_text = config.pack or config.loss_on != "targets"
+  if one_text and isinstance(config.objective, AnswerChoices):
+    raise ConfigError(
+      "expected PACK = False and LOSS_ON = 'targets' with a loss over answer"
+      f" choices, found {config.pack} and {config.loss_on!r}."
+    )
   if getattr(network, "num_encoder_layers", 1):
     if config.loss_on != "targets" or config.prefix_lm:
       raise ConfigError(
         "expected LOSS_ON = 'targets' and PREFIX_LM = False with an encoder-"
         f"decoder, found {config.loss_on!r} and {config.prefix_lm}."
       )
-    return EncoderDecoder(pack=config.pack)
+    return EncoderDecoder(pack=config.pack, end=end_id(vocabulary))
   return Text(
     begin=begin_id(vocabulary),
     end=end_id(vocabulary),
@@ -92,15 +122,71 @@ def end_id(vocabulary: seqio.Vocabulary) -> int:
   return int(vocabulary.eos_id)
 
 
+def split_choices(ids: np.ndarray, end: int) -> list[list[int]]:
+  """Returns the ids of each choice, its end included.
+
+  Example:
+    >>> split_choices(np.array([7, 1, 8, 9, 1]), end=1)
+    [[7, 1], [8, 9, 1]]
+
+  Args:
+    ids: of all choices, one after the other; see `preprocessors.tokenize`.
+    end: the id that ends each.
+  """
+  stops = np.flatnonzero(ids == end) + 1
+  return [part.tolist() for part in np.split(ids, stops)[:-1]]
+
+
+def most_choices(examples: Sequence[Mapping[str, Any]], end: int) -> int:
+  """Returns the largest number of choices that one of the examples has.
+
+  Raises:
+    DataError: if one has none.
+  """
+  for example in examples:
+    if CHOICES not in example:
+      raise DataError(
+        "expected examples with answer choices, found one without. Use a task"
+        " that has them: SuperGLUE's, or own files with ANSWER_CHOICES or with"
+        " 'choices' in every row."
+      )
+  return max(int(np.sum(example[CHOICES] == end)) for example in examples)
+
+
+def _choices_of(
+  example: Mapping[str, Any], end: int, width: int, longest: int
+) -> list[list[int]]:
+  """Returns an example's choices, checked against what a batch holds."""
+  found = split_choices(np.asarray(example[CHOICES]), end)
+  if len(found) > width:
+    raise DataError(
+      f"expected at most {width} answer choices, found {len(found)}. Set"
+      f" MAX_CHOICES = {len(found)}."
+    )
+  length = max(map(len, found))
+  if length > longest:
+    raise DataError(
+      f"expected answer choices of at most {longest} tokens, found one of"
+      f" {length}. Set TASK_FEATURE_LENGTHS['targets'] to {length}."
+    )
+  return found
+
+
+def _labels(examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
+  return np.array([int(e.get(LABEL, -1)) for e in examples], np.int32)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderDecoder:
   """As SeqIO has it.
 
   Attributes:
     pack: whether several examples share a row in training.
+    end: id that ends an answer choice.
   """
 
   pack: bool = False
+  end: int = 1
 
   def train(self, dataset: Dataset, lengths: Mapping[str, int]) -> Dataset:
     """Returns rows of `encoder_*` and `decoder_*` features."""
@@ -116,6 +202,31 @@ class EncoderDecoder:
       ids = np.asarray(example["inputs"])[: lengths["inputs"]]
       tokens[row, : len(ids)] = ids
     return {"inputs": tokens}
+
+  def choices(
+    self,
+    examples: Sequence[Mapping[str, Any]],
+    lengths: Mapping[str, int],
+    *,
+    width: int = 0,
+  ) -> dict[str, np.ndarray]:
+    """Returns `encoder_input_tokens`, and a row of the decoder per choice."""
+    width = width or most_choices(examples, self.end)
+    shape = (len(examples), width, lengths["targets"])
+    targets, weights = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, example in enumerate(examples):
+      found = _choices_of(example, self.end, width, shape[-1])
+      for place, ids in enumerate(found):
+        targets[row, place, : len(ids)] = ids
+        weights[row, place, : len(ids)] = 1
+    begun = np.pad(targets, [(0, 0), (0, 0), (1, 0)])[..., :-1]
+    return {
+      "encoder_input_tokens": self.inputs(examples, lengths)["inputs"],
+      "decoder_input_tokens": begun,
+      "decoder_target_tokens": targets,
+      "decoder_loss_weights": weights,
+      "labels": _labels(examples),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,8 +317,40 @@ class Text:
     shape = (len(examples), 1 + lengths["inputs"])
     tokens, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, example in enumerate(examples):
-      ids = np.asarray(example["inputs"])
-      ids = ids[:-1] if len(ids) and ids[-1] == self.end else ids
-      ids = [self.begin, *ids[: lengths["inputs"]]]
+      ids = self._asked(example, lengths)
       tokens[row, : len(ids)], mask[row, : len(ids)] = ids, 1
     return {"inputs": tokens, "inputs_mask": mask}
+
+  def choices(
+    self,
+    examples: Sequence[Mapping[str, Any]],
+    lengths: Mapping[str, int],
+    *,
+    width: int = 0,
+  ) -> dict[str, np.ndarray]:
+    """Returns a whole text per choice; its weights are the choice's."""
+    width = width or most_choices(examples, self.end)
+    shape = (len(examples), width, lengths["inputs"] + lengths["targets"])
+    names = (*_TEXT, "decoder_loss_weights")
+    found = {name: np.zeros(shape, np.int32) for name in names}
+    if self.prefix_lm:
+      found["decoder_causal_attention"] = np.zeros(shape, np.int32)
+    for row, example in enumerate(examples):
+      inputs = self._asked(example, lengths)
+      choices = _choices_of(example, self.end, width, lengths["targets"])
+      for place, ids in enumerate(choices):
+        at, size = (row, place), len(inputs) - 1 + len(ids)
+        found["decoder_input_tokens"][at][:size] = [*inputs, *ids[:-1]]
+        found["decoder_target_tokens"][at][:size] = [*inputs[1:], *ids]
+        found["decoder_loss_weights"][at][len(inputs) - 1 : size] = 1
+        if self.prefix_lm:
+          found["decoder_causal_attention"][at][: len(inputs)] = 1
+    return {**found, "labels": _labels(examples)}
+
+  def _asked(
+    self, example: Mapping[str, Any], lengths: Mapping[str, int]
+  ) -> list[int]:
+    """Returns begin and inputs, cut; a task's end of the inputs is dropped."""
+    ids = np.asarray(example["inputs"]).tolist()
+    ids = ids[:-1] if ids and ids[-1] == self.end else ids
+    return [self.begin, *ids[: lengths["inputs"]]]

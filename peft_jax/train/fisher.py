@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from peft_jax import losses, partition, start
+from peft_jax import partition, start
 from peft_jax.adapters.fish_mask import FishMask
 from peft_jax.train import data, features
 from peft_jax.train.config import Config, ConfigError
 from peft_jax.train.setup import Setup
-from peft_jax.train.step import network_inputs
 
 
 def masked(run: Setup, config: Config, task: Any) -> Setup:
@@ -49,14 +48,10 @@ def masked(run: Setup, config: Config, task: Any) -> Setup:
   ]
 
   def loss(params: Any, batch: Any) -> jax.Array:
-    logits = run.model.apply(
-      {"params": params}, **network_inputs(batch), enable_dropout=False
-    )
-    weights = batch["decoder_loss_weights"].astype(jnp.float32)
-    total, _ = losses.language_model(
-      logits, batch["decoder_target_tokens"], weights
-    )
-    return total / jnp.maximum(jnp.sum(weights), 1.0)
+    aim = config.objective
+    batch = aim.weigh(batch)
+    total, _ = aim.total(run.model, params, batch, enable_dropout=False)
+    return total / aim.divisors(batch)[1]
 
   params = partition.join(run.frozen, run.state.adapter)
   params = start.from_fisher(params, run.model, loss, batches)

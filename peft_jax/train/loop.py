@@ -17,9 +17,8 @@ from peft_jax.orbax_io import locate
 from peft_jax.train import data, evaluate, features, fisher, report, run_dir
 from peft_jax.train.checkpoints import Checkpoints
 from peft_jax.train.config import Config, ConfigError, Resolved
-from peft_jax.train.evaluate import Evaluation
+from peft_jax.train.evaluate import Evaluation, Predict
 from peft_jax.train.logs import RunLog, read_metrics
-from peft_jax.train.predict import Inputs, make_predict
 from peft_jax.train.preemption import EXIT_CODE, Preemption
 from peft_jax.train.progress import Progress
 from peft_jax.train.setup import Setup, jitted_step, setup, warm_started
@@ -84,6 +83,8 @@ def train(resolved: Resolved) -> Summary:
     max_examples=config.max_eval_examples,
     features=features.of(config, task),
   )
+  evaluate.check(config.answer_by, eval_sets)
+  width = data.choices_width(config, task)
 
   with sharding.use(mesh):
     run = setup(config, mesh)
@@ -99,7 +100,7 @@ def train(resolved: Resolved) -> Summary:
     if config.eval_frozen:
       frozen = evaluator.evaluate_frozen()
       note(f"frozen model: {format_metrics(frozen)}")
-    state, adapted = _run(resolved, run, mesh, task, evaluator, resuming)
+    state, adapted = _run(resolved, run, mesh, task, width, evaluator, resuming)
 
   summary = Summary(
     steps=int(state.step),
@@ -120,6 +121,7 @@ def _run(
   run: Setup,
   mesh: Mesh,
   task: data.Task,
+  width: int,
   evaluator: "Evaluator",
   resuming: bool,
 ) -> tuple[TrainState, list[Evaluation]]:
@@ -143,6 +145,7 @@ def _run(
     max_examples=config.max_train_examples,
     start_step=first,
     features=features.of(config, task),
+    width=width,
   )
   place = sharding.batch_sharding(mesh)
 
@@ -154,6 +157,8 @@ def _run(
 
   adapted: list[Evaluation] = []
   window: list[Any] = []
+  scores = _scores(config, evaluator, until=first)
+  end = first if _is_patient_no_more(config, scores) else config.train_steps
   with (
     Preemption() as preemption,
     Progress(
@@ -164,7 +169,7 @@ def _run(
     ) as progress,
     log,
   ):
-    for step in range(first + 1, config.train_steps + 1):
+    for step in range(first + 1, end + 1):
       if preemption.reached(step):
         save(state, None)
         saved.close()
@@ -197,12 +202,42 @@ def _run(
         log.write(step=step, kind="eval", metrics=flat)
         progress.note(f"step {step}: {format_metrics(adapted)}")
         save(state, flat)
+        scores[step] = evaluator.score(flat)
+        if not last and _is_patient_no_more(config, scores):
+          best = max(scores, key=lambda step: scores[step])
+          progress.note(
+            f"stopped at step {step}: no better than {scores[best]:.2f} of step"
+            f" {best} in {config.patience} evaluations"
+          )
+          break
       elif step % config.checkpoint_period == 0:
         save(state, None)
-    if first >= config.train_steps:
+    if first >= end:
       adapted = evaluator.evaluate(state.adapter)
   saved.close()
   return state, adapted
+
+
+def _scores(
+  config: Config, evaluator: "Evaluator", *, until: int
+) -> dict[int, float]:
+  """Returns step -> deciding metric of the evaluations that are behind us."""
+  if not config.patience or not until:
+    return {}
+  return {
+    record["step"]: evaluator.score(
+      {name: value for name, value in record.items() if "/" in name}
+    )
+    for record in read_metrics(config.model_dir)
+    if record["kind"] == "eval" and 0 < record["step"] <= until
+  }
+
+
+def _is_patient_no_more(config: Config, scores: Mapping[int, float]) -> bool:
+  """Whether the last evaluations were no better than one before them."""
+  values = list(scores.values())
+  before, recent = values[: -config.patience], values[-config.patience :]
+  return bool(config.patience and before and max(recent) <= max(before))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,18 +250,12 @@ class Evaluator:
   eval_sets: list[data.EvalSet]
 
   @functools.cached_property
-  def _predict(self) -> Callable[[Any, Any, Inputs], jax.Array]:
-    return self._make_predict(self.run.model)
+  def _predict(self) -> Callable[[Any, Any, Any], jax.Array]:
+    return self._answering(self.run.model)
 
-  def _make_predict(
-    self, model: Any
-  ) -> Callable[[Any, Any, Inputs], jax.Array]:
-    return make_predict(
-      model,
-      mesh=self.mesh,
-      max_decode_length=self.config.task_feature_lengths["targets"],
-      eos_id=self.eval_sets[0].eos_id,
-    )
+  def _answering(self, model: Any) -> Callable[[Any, Any, Any], jax.Array]:
+    how = self.config.answer_by
+    return evaluate.answering(how, model, mesh=self.mesh, sets=self.eval_sets)
 
   def evaluate(self, adapter: Any) -> list[Evaluation]:
     """Returns one evaluation per task."""
@@ -239,18 +268,17 @@ class Evaluator:
 
     Before training only: later, what is trained of the backbone has changed.
     """
-    predict = self._make_predict(self.config.network)
+    predict = self._answering(self.config.network)
     params = partition.join(self.run.frozen, self.run.state.adapter)
     backbone = partition.backbone_of(params, self.run.model)
     return self._evaluate(lambda inputs: predict(backbone, {}, inputs))
 
-  def _evaluate(
-    self, predict: Callable[[Inputs], jax.Array]
-  ) -> list[Evaluation]:
+  def _evaluate(self, predict: Predict) -> list[Evaluation]:
     return [
       evaluate.evaluate(
         predict,
         eval_set,
+        how=self.config.answer_by,
         batch_size=self.config.eval_batch_size,
         mesh=self.mesh,
       )
@@ -351,11 +379,12 @@ def _means(window: list[Mapping[str, Any]]) -> dict[str, float]:
   """Averages metrics over the steps since the last record, by tokens."""
   tokens = np.array([float(m["tokens"]) for m in window])
   share = tokens / max(tokens.sum(), 1.0)
+  names = window[0].keys() - {"tokens", "unreached"}
   means = {
     name: float(
       sum(s * float(m[name]) for s, m in zip(share, window, strict=True))
     )
-    for name in ("loss", "accuracy", "gradient_norm")
+    for name in sorted(names)
   }
   return means | {"tokens_seen": float(tokens.sum())}
 
@@ -407,6 +436,9 @@ def _write_results(
       {"input": i, "target": t, "adapted_prediction": p}
       for i, t, p in zip(e.inputs, e.targets, e.predictions, strict=True)
     ]
+    if e.scores:
+      for row, scores in zip(task_rows, e.scores, strict=True):
+        row["adapted_scores"] = scores
     if e.task in before:
       for row, prediction in zip(
         task_rows, before[e.task].predictions, strict=True

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -30,7 +31,12 @@ from peft_jax.train import checkpoints, data, evaluate, features
 from peft_jax.train import config as configs
 from peft_jax.train.config import Config
 from peft_jax.train.evaluate import Evaluation
-from peft_jax.train.predict import Decoding, make_predict
+from peft_jax.train.predict import (
+  Answering,
+  Ranking,
+  make_predict,
+  make_rank,
+)
 from peft_jax.train.setup import configured_backbone, shapes_of
 
 
@@ -201,7 +207,7 @@ def evaluate_task(
   *,
   params: Any = None,
   network: Any = None,
-  how: Decoding | None = None,
+  how: Answering | None = None,
 ) -> list[Evaluation]:
   """Returns one evaluation per task of the run's task or mixture.
 
@@ -209,9 +215,10 @@ def evaluate_task(
     opened: the adapter.
     params: parameters in the place of backbone and adapter, e.g. merged ones.
     network: the network that takes them.
-    how: answers are found; default greedy.
+    how: answers are found; default: as the run's evaluations did.
   """
   config = opened.config
+  how = how or config.answer_by
   task = data.get_task(config)
   sets = data.eval_sets(
     task,
@@ -220,12 +227,16 @@ def evaluate_task(
     max_examples=config.max_eval_examples,
     features=features.of(config, task),
   )
+  evaluate.check(how, sets)
+  frozen, adapter = (params, {}) if params else (opened.frozen, opened.adapter)
+  model = opened.model if network is None else network
   with sharding.use(opened.mesh):
-    predict = _predict(opened, sets[0].eos_id, params, network, how)
+    compiled = evaluate.answering(how, model, mesh=opened.mesh, sets=sets)
     return [
       evaluate.evaluate(
-        predict,
+        lambda inputs: compiled(frozen, adapter, inputs),
         eval_set,
+        how=how,
         batch_size=config.eval_batch_size,
         mesh=opened.mesh,
       )
@@ -233,60 +244,91 @@ def evaluate_task(
     ]
 
 
-def _predict(
-  opened: Opened,
-  eos_id: int,
-  params: Any = None,
-  network: Any = None,
-  how: Decoding | None = None,
-) -> Any:
-  compiled = make_predict(
-    opened.model if network is None else network,
-    mesh=opened.mesh,
-    max_decode_length=opened.config.task_feature_lengths["targets"],
-    eos_id=eos_id,
-    how=how,
-  )
-  frozen, adapter = (params, {}) if params else (opened.frozen, opened.adapter)
-  return lambda inputs: compiled(frozen, adapter, inputs)
-
-
 def infer(
   opened: Opened,
   rows: Sequence[Mapping[str, Any]],
   *,
-  how: Decoding | None = None,
+  how: Answering | None = None,
 ) -> list[dict[str, Any]]:
-  """Returns the rows with a `prediction` each.
+  """Returns the rows with a `prediction` each, and `scores` of a ranking.
 
   Args:
     opened: the adapter.
-    rows: dicts with `inputs`, the text as the task's preprocessor makes it.
-    how: answers are found; default greedy.
+    rows: dicts with `inputs`, the text as the task's preprocessor makes it, and
+      for a ranking `choices`, a list of texts.
+    how: answers are found; default: as the run's evaluations did.
+
+  Raises:
+    DataError: if rows that shall be ranked lack choices.
   """
+  how = how or opened.config.answer_by
   vocabulary = vocabularies.resolve(opened.config.vocabulary)
   lengths = opened.config.task_feature_lengths
-  examples = [
-    {
-      "inputs": [
-        *vocabulary.encode(row["inputs"])[: lengths["inputs"] - 1],
-        vocabulary.eos_id,
-      ]
-    }
-    for row in rows
-  ]
+  ranks = isinstance(how, Ranking)
+  examples = [_example(row, vocabulary, lengths, ranks) for row in rows]
   asked = features.for_network(opened.config, vocabulary)
+  kept: dict[str, Any] = {
+    "batch_size": opened.config.eval_batch_size,
+    "mesh": opened.mesh,
+  }
   with sharding.use(opened.mesh):
-    decoded = evaluate.predict_tokens(
-      _predict(opened, vocabulary.eos_id, how=how),
-      asked.inputs(examples, lengths),
-      batch_size=opened.config.eval_batch_size,
-      mesh=opened.mesh,
+    if not isinstance(how, Ranking):
+      compiled = make_predict(
+        opened.model,
+        mesh=opened.mesh,
+        max_decode_length=lengths["targets"],
+        eos_id=vocabulary.eos_id,
+        how=how,
+      )
+      found = evaluate.predict_tokens(
+        lambda inputs: compiled(opened.frozen, opened.adapter, inputs),
+        asked.inputs(examples, lengths),
+        **kept,
+      )
+      return [
+        {**row, "prediction": evaluate.decode(vocabulary, ids)}
+        for row, ids in zip(rows, found, strict=True)
+      ]
+    rank = make_rank(opened.model, mesh=opened.mesh, how=how)
+    blank = [{**e, "inputs": [vocabulary.eos_id]} for e in examples]
+    found = evaluate.choice_scores(
+      lambda batch: rank(opened.frozen, opened.adapter, batch),
+      asked.choices(examples, lengths),
+      without_input=asked.choices(blank, lengths) if how.calibrated else None,
+      **kept,
     )
   return [
-    {**row, "prediction": evaluate.decode(vocabulary, ids)}
-    for row, ids in zip(rows, decoded, strict=True)
+    {
+      **row,
+      "prediction": row["choices"][int(np.argmin(scores))],
+      "scores": scores[: len(row["choices"])].tolist(),
+    }
+    for row, scores in zip(rows, found, strict=True)
   ]
+
+
+def _example(
+  row: Mapping[str, Any],
+  vocabulary: Any,
+  lengths: Mapping[str, int],
+  ranks: bool,
+) -> dict[str, Any]:
+  """Returns the ids that a task would make of a row."""
+  ids = vocabulary.encode(row["inputs"])[: lengths["inputs"] - 1]
+  example = {"inputs": [*ids, vocabulary.eos_id]}
+  if not ranks:
+    return example
+  texts = row.get("choices")
+  if not isinstance(texts, list) or not texts:
+    raise DataError(
+      "expected a list 'choices' of texts in every row that is ranked, found"
+      f" {texts!r} beside {row['inputs'][:60]!r}. Add it, or pass --answer_by"
+      " decoding."
+    )
+  flat: list[int] = []
+  for text in texts:
+    flat += [*vocabulary.encode(text), vocabulary.eos_id]
+  return {**example, "choices": np.array(flat, np.int32)}
 
 
 def read_inputs(path: str | Path) -> list[dict[str, Any]]:

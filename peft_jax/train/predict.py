@@ -1,4 +1,4 @@
-"""Decoding as evaluation does it: how, and the compiled function."""
+"""How answers are found, and the compiled functions that find them."""
 
 import dataclasses
 import functools
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from peft_jax import decoding, partition, sharding
+from peft_jax import choices, decoding, partition, sharding
+from peft_jax.train.forward import choice_logits
 
 Inputs = Mapping[str, jax.Array]
 # [B] the rows' numbers among all that are answered, by which they draw.
@@ -106,3 +108,78 @@ def make_predict(
     return decoding.greedy(model, params, **asked, **ends)
 
   return predict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranking:
+  """The answer is the choice with the best score, the first of equals.
+
+  Attributes:
+    length_norm: exponent of the length that a choice's negative log-probability
+      is divided by: 1 is a mean over tokens (T-Few's), 0 the sum (T0's).
+    calibrated: takes away what each choice scores without the input, see
+      `choices.calibrated`.
+    choices_per_chunk: choices of an example that are scored at a time, to save
+      memory; 0: all.
+  """
+
+  length_norm: float = 1.0
+  calibrated: bool = False
+  choices_per_chunk: int = 0
+
+  def __post_init__(self) -> None:
+    if self.choices_per_chunk < 0:
+      raise ValueError(
+        f"expected choices_per_chunk >= 0, found {self.choices_per_chunk}."
+      )
+
+
+Answering = Decoding | Ranking
+
+
+def make_rank(
+  model: Any, *, mesh: Mesh, how: Ranking | None = None
+) -> Callable[[Any, Any, Inputs], jax.Array]:
+  """Returns the compiled (frozen, adapter, batch) -> scores [B, C].
+
+  The batch is one of answer choices, see `features.Features.choices`; the
+  lowest score is the best.
+
+  Args:
+    model: network with adapters, or a network with an empty adapter.
+    mesh: the mesh the parameters are on.
+    how: default T-Few's.
+  """
+  how = how or Ranking()
+
+  def score(params: Any, batch: Inputs) -> jax.Array:
+    logits = choice_logits(model, params, batch, enable_dropout=False)
+    return choices.scores(
+      logits,
+      batch["decoder_target_tokens"],
+      batch["decoder_loss_weights"],
+      length_norm=how.length_norm,
+    )
+
+  @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+  def rank(frozen: Any, adapter: Any, batch: Inputs) -> jax.Array:
+    params = partition.join(frozen, adapter)
+    count = batch["decoder_target_tokens"].shape[1]
+    size = how.choices_per_chunk or count
+    rows = {k: x for k, x in batch.items() if k.startswith("decoder_")}
+    rest = {k: x for k, x in batch.items() if k not in rows}
+    chunks = {k: _chunks(x, size) for k, x in rows.items()}
+    # [chunks, B, choices of a chunk]
+    found = jax.lax.map(lambda chunk: score(params, rest | chunk), chunks)
+    found = jnp.moveaxis(found, 0, 1)
+    return found.reshape(found.shape[0], -1)[:, :count]
+
+  return rank
+
+
+def _chunks(x: jax.Array, size: int) -> jax.Array:
+  """x: [B, C, T] -> [C / size, B, size, T], filled up with absent choices."""
+  missing = -x.shape[1] % size
+  x = jnp.pad(x, [(0, 0), (0, missing), (0, 0)])
+  x = x.reshape(x.shape[0], -1, size, x.shape[-1])
+  return jnp.moveaxis(x, 1, 0)

@@ -18,7 +18,8 @@ import optax
 
 from peft_jax import networks, trees
 from peft_jax.tasks import quickstart, vocabularies
-from peft_jax.train.step import init_state, make_train_step, network_inputs
+from peft_jax.train.forward import network_inputs
+from peft_jax.train.step import init_state, make_train_step
 
 BATCH_SIZE = 64
 INPUT_LENGTH, TARGET_LENGTH = 56, 12

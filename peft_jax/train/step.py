@@ -1,29 +1,18 @@
 """One training step: differentiates the adapter only, compiled once."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from peft_jax import losses, partition
+from peft_jax import partition
 from peft_jax.inject import Adapted
+from peft_jax.train.forward import Batch
+from peft_jax.train.objective import LanguageModel, Objective
 
 Array = jax.Array
-Batch = Mapping[str, Array]
-
-# What the network is called with, if the batch has it; all [B, T].
-_NETWORK_INPUTS = (
-  "encoder_input_tokens",
-  "decoder_input_tokens",
-  "decoder_target_tokens",
-  "encoder_segment_ids",
-  "decoder_segment_ids",
-  "encoder_positions",
-  "decoder_positions",
-  "decoder_causal_attention",
-)
 
 
 class TrainState(NamedTuple):
@@ -64,24 +53,13 @@ def _divide(adapter: Any, model: Any) -> tuple[Any, Any]:
   return adapter, {}
 
 
-def network_inputs(batch: Batch) -> dict[str, Array]:
-  """Returns the entries of a batch that the network takes.
-
-  Example:
-    >>> network_inputs({"decoder_loss_weights": None})
-    {}
-  """
-  return {name: batch[name] for name in _NETWORK_INPUTS if name in batch}
-
-
 def make_train_step(
   model: Any,
   tx: optax.GradientTransformation,
   *,
   micro_batches: int = 1,
   dropout: bool = True,
-  z_loss: float = 0.0,
-  normalization: losses.Normalization = "tokens",
+  objective: Objective | None = None,
 ) -> Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, Array]]]:
   """Returns the function (state, frozen, batch) -> (state, metrics).
 
@@ -93,28 +71,26 @@ def make_train_step(
     micro_batches: number of parts the batch is cut into, one after the other;
       the loss is normalised over the whole batch, so it does not change.
     dropout: whether to drop in training, at the network's own rate.
-    z_loss: see `losses.cross_entropy`.
-    normalization: 'tokens' (mean) or 'none' (sum, as T5X).
+    objective: what is minimised; default `objective.LanguageModel`.
 
   Returns:
-    metrics: `loss`, `accuracy` (share of right tokens), `tokens`,
-    `gradient_norm`, float32 scalars on the device, and `unreached`, one bool
-    per trained leaf: whether its gradient is zero everywhere.
+    metrics: those of the objective, such as `loss` and `accuracy` (share of
+    right tokens), `tokens`, `gradient_norm`, float32 scalars on the device, and
+    `unreached`, one bool per trained leaf: whether its gradient is zero
+    everywhere.
   """
+  aim = objective or LanguageModel()
 
   def total_loss(
     trained: Any, kept: Any, batch: Batch, rng: Array
-  ) -> tuple[Array, Array]:
-    logits = model.apply(
-      {"params": partition.join(kept, trained)},
-      **network_inputs(batch),
+  ) -> tuple[Array, dict[str, Array]]:
+    return aim.total(
+      model,
+      partition.join(kept, trained),
+      batch,
       enable_dropout=dropout,
       rngs={"dropout": rng} if dropout else {},
     )
-    targets = batch["decoder_target_tokens"]
-    weights = batch["decoder_loss_weights"].astype(jnp.float32)
-    total, _ = losses.language_model(logits, targets, weights, z_loss=z_loss)
-    return total, losses.accuracy(logits, targets, weights)
 
   gradient = jax.value_and_grad(total_loss, has_aux=True)
 
@@ -127,9 +103,11 @@ def make_train_step(
       found = gradient(trained, kept, micro, jax.random.fold_in(rng, index))
       return jax.tree.map(jnp.add, carry, found), None
 
-    zero = jax.tree.map(jnp.zeros_like, trained)
-    start = ((jnp.float32(0), jnp.float32(0)), zero)
     parts = jax.tree.map(lambda x: _cut(x, micro_batches), dict(batch))
+    first = jax.tree.map(lambda x: x[0], parts)
+    sums, _ = jax.eval_shape(gradient, trained, kept, first, rng)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums)
+    start = (zero, jax.tree.map(jnp.zeros_like, trained))
     total, _ = jax.lax.scan(one, start, (jnp.arange(micro_batches), parts))
     return total
 
@@ -139,19 +117,17 @@ def make_train_step(
     trained, constant = _divide(state.adapter, model)
     kept = partition.join(frozen, constant)
     rng = jax.random.fold_in(state.rng, state.step)
-    (loss, right), grads = accumulate(trained, kept, batch, rng)
-    tokens = jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32))
-    real = jnp.maximum(tokens, 1.0)
-    if normalization == "tokens":
-      grads = jax.tree.map(lambda g: g / real.astype(g.dtype), grads)
+    weighed = aim.weigh(batch)
+    (_, sums), grads = accumulate(trained, kept, weighed, rng)
+    of_gradient, of_metrics = aim.divisors(batch)
+    grads = jax.tree.map(lambda g: g / of_gradient.astype(g.dtype), grads)
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     adapter = optax.apply_updates(trained, updates)
     if constant:
       adapter = partition.join(adapter, constant)
     metrics = {
-      "loss": loss / real,
-      "accuracy": right / real,
-      "tokens": tokens,
+      **{name: total / of_metrics for name, total in sums.items()},
+      "tokens": jnp.sum(batch["decoder_loss_weights"].astype(jnp.float32)),
       "gradient_norm": optax.tree.norm(grads),
       "unreached": jnp.stack([jnp.all(g == 0) for g in jax.tree.leaves(grads)]),
     }

@@ -30,6 +30,7 @@ from peft_jax import (
   start,
 )
 from peft_jax.merge import MergeError
+from peft_jax.train import forward
 from peft_jax.train import step as steps
 
 NETWORKS = {
@@ -305,7 +306,7 @@ def intermediate_dtypes(model, params):
       mutable=["intermediates"],
     ),
     params,
-    steps.network_inputs(tiny.batch(model)),
+    forward.network_inputs(tiny.batch(model)),
   )
   return {
     jax.tree_util.keystr(path): leaf.dtype

@@ -20,7 +20,7 @@ from peft_jax import (
 )
 from peft_jax.partition import counts
 from peft_jax.rules import TargetError
-from peft_jax.train.step import network_inputs
+from peft_jax.train.forward import network_inputs
 
 PROMPT = Prompt(length=3, population=20)
 

@@ -8,7 +8,9 @@ import pytest
 from flax import linen as nn
 
 from peft_jax import IA3, Adapted, LoRA, Rule, join, losses, split
+from peft_jax.train import forward
 from peft_jax.train import step as steps
+from peft_jax.train.objective import LanguageModel
 
 V, D = 5, 4
 
@@ -88,7 +90,9 @@ def test_one_step(micro_batches):
 def test_normalization_none_is_the_sum():
   """As T5X with LOSS_NORMALIZING_FACTOR=None; the loss reported is a mean."""
   _, _, gradient = reference()
-  state, metrics = step(optax.sgd(0.5), normalization="none")
+  state, metrics = step(
+    optax.sgd(0.5), objective=LanguageModel(normalization="none")
+  )
   np.testing.assert_allclose(scaling(state), 1 - 4.5 * gradient, rtol=1e-5)
   assert metrics["loss"] == pytest.approx(reference()[0], rel=1e-5)
 
@@ -164,7 +168,7 @@ def test_dropout_differs_by_micro_batch():
 
 def test_network_inputs_leave_out_the_rest():
   batch = {"encoder_input_tokens": 1, "decoder_loss_weights": 2, "idx": 3}
-  assert steps.network_inputs(batch) == {"encoder_input_tokens": 1}
+  assert forward.network_inputs(batch) == {"encoder_input_tokens": 1}
 
 
 def test_frozen_leaves_are_not_differentiated():

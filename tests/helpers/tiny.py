@@ -9,7 +9,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from peft_jax import layout, networks, optim, start
-from peft_jax.train.step import init_state, make_train_step, network_inputs
+from peft_jax.train.forward import network_inputs
+from peft_jax.train.step import init_state, make_train_step
 
 # No two sizes are equal, and H*K differs from D: a swapped axis shows. The
 # tests' time is spent compiling, so layers are few.

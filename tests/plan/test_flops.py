@@ -10,6 +10,7 @@ from helpers import tiny
 
 from peft_jax import IA3, Adapted, LoRA, Rule, optim, split
 from peft_jax.plan import flops
+from peft_jax.train import forward
 from peft_jax.train import step as steps
 
 SIZES = {"vocab_size": 48, "emb_dim": 16, "mlp_dim": 32, "head_dim": 4}
@@ -93,7 +94,7 @@ def step_and_arguments(network, rules, *, batch, inputs, targets):
     "decoder_loss_weights": tokens(targets, jnp.float32),
   }
   init = functools.partial(model.init, jax.random.key(0))
-  params = jax.eval_shape(init, **steps.network_inputs(rows))["params"]
+  params = jax.eval_shape(init, **forward.network_inputs(rows))["params"]
   frozen, adapter = split(params, model) if rules else ({}, params)
   tx = optim.adamw(learning_rate=0.1)
   start = lambda leaves: steps.init_state(leaves, tx, jax.random.key(0), model)

@@ -5,60 +5,24 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from helpers import runs
+from helpers.runs import ROWS, SMALL, losses, write_rows
 
-from peft_jax import cli, sharding
+from peft_jax import cli
 from peft_jax.train import checkpoints, config, loop, opened, run_dir
-
-ROWS = [
-  {"inputs": f"say {word}", "targets": word}
-  for word in ("up", "down", "left", "right")
-]
-NETWORK = [
-  "networks.create.num_encoder_layers = 1",
-  "networks.create.num_decoder_layers = 1",
-  "networks.create.emb_dim = 16",
-  "networks.create.num_heads = 2",
-  "networks.create.head_dim = 8",
-  "networks.create.mlp_dim = 32",
-]
-SMALL = [
-  *NETWORK,
-  "BACKBONE = 'random'",
-  "MIXTURE_OR_TASK_NAME = 'words'",
-  "TASK_FEATURE_LENGTHS = {'inputs': 12, 'targets': 8}",
-  "BATCH_SIZE = 8",
-  "EVAL_BATCH_SIZE = 8",
-  "TRAIN_STEPS = 6",
-  "WARMUP_STEPS = 1",
-  "LOG_PERIOD = 1",
-  "CHECKPOINT_PERIOD = 2",
-  "LEARNING_RATE = 0.05",
-]
-
-
-def write_rows(folder: Path, rows=ROWS) -> Path:
-  folder.mkdir(exist_ok=True)
-  text = "".join(json.dumps(row) + "\n" for row in rows)
-  for split in ("train", "validation"):
-    (folder / f"{split}.jsonl").write_text(text)
-  return folder
+from peft_jax.train.config import ConfigError
 
 
 @pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+def one_device():
   """One of the fake devices: compiling for eight takes most of the time."""
-  real = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding,
-    "make_mesh",
-    lambda **sizes: real(**sizes, devices=jax.devices()[:1]),
-  )
+  with runs.one_device():
+    yield
 
 
 @pytest.fixture
@@ -87,12 +51,6 @@ def assert_same(one, other):
   assert one.keys() == other.keys()
   for path, leaf in one.items():
     np.testing.assert_array_equal(leaf, other[path], err_msg=path)
-
-
-def losses(model_dir):
-  lines = (Path(model_dir) / "metrics.jsonl").read_text().splitlines()
-  rows = [json.loads(line) for line in lines]
-  return {r["step"]: r["loss"] for r in rows if r["kind"] == "train"}
 
 
 def test_a_run_learns_and_leaves_everything_behind(data_dir, tmp_path):
@@ -425,3 +383,19 @@ def test_two_processes_give_the_loss_of_one(data_dir, tmp_path):
   assert [p.returncode for p in together] == [0, 0], texts
   one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
   np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-6)
+
+
+def test_patience_ends_a_run_that_gets_no_better(data_dir, tmp_path, capsys):
+  """A rate of almost nothing: every evaluation is as the first."""
+  patient = ["EVAL_PERIOD = 1", "PATIENCE = 2", "LEARNING_RATE = 1e-30"]
+  once = loop.train(resolve(data_dir, tmp_path / "run", *patient))
+  assert once.steps == 3
+  assert "no better than 0.00 of step 1 in 2" in capsys.readouterr().err
+  again = loop.train(resolve(data_dir, tmp_path / "run", *patient))
+  assert again.steps == 3
+  assert again.adapted_metrics == once.adapted_metrics
+
+
+def test_patience_needs_evaluations(data_dir, tmp_path):
+  with pytest.raises(ConfigError, match="EVAL_PERIOD >= 1 with PATIENCE = 2"):
+    resolve(data_dir, tmp_path / "run", "PATIENCE = 2")
