@@ -23,8 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns its exit status.
 
   Example:
-    >>> main(["list", "recipes"])
+    >>> main(["list", "recipes"])  # doctest: +ELLIPSIS
+    prompt_tuning
     quickstart
+    ...
     0
   """
   argv = list(sys.argv[1:] if argv is None else argv)
