@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 import seqio
 
-from peft_jax.tasks import jsonl, quickstart, sources, superglue, table2text
+from peft_jax.tasks import (
+  c4,
+  jsonl,
+  quickstart,
+  sources,
+  superglue,
+  table2text,
+)
 
 _SPLITS = ("train", "validation", "test")
 
@@ -27,7 +34,7 @@ def prepare(
   Args:
     name: a registered task or mixture, or any name for own files.
     vocabulary: see `vocabularies.load`.
-    data_dir: for SuperGLUE and E2E the folder of the official files; for others
+    data_dir: for SuperGLUE, C4 and E2E the folder of their files; for others
       a folder with `train.jsonl` and `validation.jsonl` of `{"inputs",
       "targets"}` rows. Empty: TFDS.
     answer_choices: the only targets that own files may have.
@@ -45,6 +52,8 @@ def prepare(
       )
   elif name.startswith("superglue_"):
     _register_superglue(name, vocabulary=vocabulary, data_dir=data_dir)
+  elif name == c4.PREFIX_LM:
+    c4.register(data_dir=data_dir, vocabulary=vocabulary)
   elif name == table2text.E2E:
     table2text.register(data_dir=data_dir, vocabulary=vocabulary)
   elif data_dir:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from peft_jax import layout
 from peft_jax.optim import _checks
 
 Variant = Literal["t5x", "hugging_face"]
@@ -151,6 +152,9 @@ def adafactor(
   differences: the update is rounded too, so a value that a step carries close
   to zero has the rounding of the value before; and T5X itself, which keeps
   parameters in float32, would average their squares in bfloat16.)
+
+  A leaf that holds the layers of a scanned stack is as many leaves: each layer
+  is factored, scaled and clipped apart, as it is without the scan.
 
   Hugging Face's class is reproduced with `relative_step=False`. Its names:
   `lr` is `learning_rate`, `scale_parameter` `multiply_by_parameter_scale`,
@@ -469,6 +473,38 @@ def _rows_in_row(plan: _Plan) -> tuple[int, ...]:
 def _plan(
   settings: _Settings, path: Sequence[Any], shape: tuple[int, ...]
 ) -> _Plan:
+  name = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+  roles = settings.factor_rule and settings.factor_rule(name, shape)
+  if roles is not None:
+    _check_roles(name, shape, roles)
+  stack = layout.stack_axis(name)
+  if roles is None and stack is not None:
+    # One layer's leaf for each row: what happens to it must not depend on
+    # whether its network is scanned.
+    row = (*shape[:stack], *shape[stack + 1 :])
+    return _plan_of_rows(_plan_leaf(settings, name, row, None), stack)
+  return _plan_leaf(settings, name, shape, roles)
+
+
+def _plan_of_rows(plan: _Plan, stack: int) -> _Plan:
+  """The plan of a stack of leaves, from that of one of them."""
+
+  def moved(axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(axis + (axis >= stack) for axis in axes)
+
+  return _Plan(
+    averaged=moved(plan.averaged),
+    rows=moved(plan.rows),
+    columns=moved(plan.columns),
+  )
+
+
+def _plan_leaf(
+  settings: _Settings,
+  name: str,
+  shape: tuple[int, ...],
+  roles: Sequence[AxisRole] | None,
+) -> _Plan:
   every = tuple(range(len(shape)))
   if settings.variant == "hugging_face":
     if len(shape) < 2:
@@ -476,10 +512,6 @@ def _plan(
     return _Plan(averaged=every, rows=every[-2:-1], columns=every[-1:])
   if not settings.factored:
     return _Plan(averaged=every)
-  name = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
-  roles = settings.factor_rule and settings.factor_rule(name, shape)
-  if roles is not None:
-    _check_roles(name, shape, roles)
   if len(shape) <= 2 and (roles is None or "batch" not in roles):
     return _plan_by_size(settings, shape)
   if roles is None:

@@ -202,7 +202,8 @@ def _run(
         log.write(step=step, kind="eval", metrics=flat)
         progress.note(f"step {step}: {format_metrics(adapted)}")
         save(state, flat)
-        scores[step] = evaluator.score(flat)
+        if config.patience:
+          scores[step] = evaluator.score(flat)
         if not last and _is_patient_no_more(config, scores):
           best = max(scores, key=lambda step: scores[step])
           progress.note(

@@ -503,3 +503,50 @@ def test_refuses_a_leaf_that_it_cannot_factor(
   tx = adafactor(learning_rate=0.1, factor_rule=lambda path, shape: roles)
   with pytest.raises(ValueError, match=message):
     tx.init({"prefix": {"key": jnp.ones((2, 3, 4))}})
+
+
+@pytest.mark.parametrize("variant", ["t5x", "hugging_face"])
+@pytest.mark.parametrize("stack, axis", [("layers", 0), ("decoder", 1)])
+def test_a_scanned_stack_is_its_layers(variant, stack, axis):
+  """T5X's own place of the layers' axis is 1, under the stack's name."""
+  rng = np.random.default_rng(0)
+  shapes = {"kernel": (130, 140), "scaling": (160,)}
+  layers = [
+    {
+      name: jnp.asarray(rng.normal(size=s), jnp.float32)
+      for name, s in shapes.items()
+    }
+    for _ in range(3)
+  ]
+
+  def stacked(rows):
+    place = {name: min(axis, len(shape)) for name, shape in shapes.items()}
+    return {
+      name: jnp.stack([row[name] for row in rows], place[name])
+      for name in shapes
+    }
+
+  tx = adafactor(learning_rate=0.1, variant=variant, weight_decay_rate=1e-2)
+  whole = {"decoder": {stack: stacked(layers)}}
+  apart = {"decoder": {f"layers_{i}": row for i, row in enumerate(layers)}}
+  states = [tx.init(whole), tx.init(apart)]
+  for _ in range(3):
+    gradients = [
+      {
+        n: jnp.asarray(rng.normal(size=s), jnp.float32)
+        for n, s in shapes.items()
+      }
+      for _ in layers
+    ]
+    updates, states[0] = tx.update(
+      {"decoder": {stack: stacked(gradients)}}, states[0], whole
+    )
+    whole = optax.apply_updates(whole, updates)
+    rows = {f"layers_{i}": row for i, row in enumerate(gradients)}
+    updates, states[1] = tx.update({"decoder": rows}, states[1], apart)
+    apart = optax.apply_updates(apart, updates)
+  found = stacked([apart["decoder"][f"layers_{i}"] for i in range(3)])
+  for name in shapes:
+    np.testing.assert_allclose(
+      whole["decoder"][stack][name], found[name], rtol=1e-6, atol=1e-7
+    )
