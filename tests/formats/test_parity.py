@@ -33,9 +33,10 @@ LARGE_NAMES = (
   *("t5_v1_1", "t5_v1_1_wide_heads", "t5_v1_0", "bart"),
   *("gpt2", "gptj", "bloom", "llama"),
 )
-# Sharp attention turns rounding into differences: Hugging Face's own logits in
-# float32 and float64 are up to 1.7e-4 apart in these, 6e-4 under adapters.
-SHARP = {"t5_v1_1": 2.5e-4, "t5_v1_1_wide_heads": 1e-3}
+# Sharp attention turns rounding into differences. Under adapters, logits of
+# Hugging Face's in float32 and float64 are up to 2.4e-4 and 9.9e-4 apart in
+# these, and in float32 on two processors 6.8e-4. In float64 all agree.
+SHARP = {"t5_v1_1": 1e-3, "t5_v1_1_wide_heads": 5e-3}
 # Divided by the embedding's scale, sqrt(12), and kept in float32.
 ROUNDED = {"small/bart/prompt": 1e-7}
 PENALTIES = {"beam_1": 1.0, "beam_2": 0.5}
