@@ -27,6 +27,7 @@ from peft_jax.adapters.base import (
   zero_bias,
 )
 from peft_jax.adapters.gate import gate
+from peft_jax.precision import widened
 
 Placement = Literal["after", "before", "parallel"]
 
@@ -163,7 +164,7 @@ def activation(name: str) -> Callable[[Array], Array]:
 def _normalized(z: Array, axis: str) -> Array:
   """z: [B, T, inputs], scaled by its root mean square as T5's layer norm."""
   scale = parameter("norm_scale", nn.initializers.ones, (z.shape[-1],), (axis,))
-  wide = z.astype(jnp.float32)
+  wide = widened(z)
   mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
   normed = wide / jnp.sqrt(mean + 1e-6) * aligned(scale, z.shape[-1:], wide)
   return normed.astype(z.dtype)

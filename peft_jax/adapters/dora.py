@@ -17,6 +17,7 @@ from peft_jax.adapters.base import (
   joined,
   parameter,
 )
+from peft_jax.precision import widened
 
 
 class DoRA(Adapter):
@@ -90,7 +91,7 @@ class DoRA(Adapter):
       bias = aligned(bias, site.outputs, y)
       y = y - bias
     added = y + (low @ b.astype(x.dtype)).reshape(y.shape)
-    kernel = site.kernel.astype(jnp.float32)
+    kernel = widened(site.kernel)
     norm = jnp.linalg.norm(kernel + self.scaling * (a @ b), axis=0)
     ratio = magnitude / jax.lax.stop_gradient(norm)
     scaled = added * aligned(ratio, site.outputs, y)

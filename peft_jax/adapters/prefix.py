@@ -17,6 +17,7 @@ from peft_jax.adapters.base import (
   parameter,
 )
 from peft_jax.adapters.gate import gate_logits
+from peft_jax.precision import widened
 
 # The leaves that a direct prefix has at each attention.
 DIRECT = ("key", "value")
@@ -111,7 +112,7 @@ class Prefix(Adapter):
     shape = (self.length, *site.outputs)
     gates = None
     if self.gated:
-      logits = jax.nn.log_sigmoid(gate_logits(x, "embed").astype(jnp.float32))
+      logits = jax.nn.log_sigmoid(widened(gate_logits(x, "embed")))
       gates = jnp.broadcast_to(
         logits[:, None], (x.shape[0], 1, x.shape[1], self.length)
       )

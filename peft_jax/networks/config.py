@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 
 REMAT_POLICIES = ("none", "minimal", "full")
@@ -121,13 +122,15 @@ class TransformerConfig:
     pad_id: id that is padding in an encoder-decoder's batches.
     start_id: id that the decoder of an encoder-decoder starts with.
     dropout_rate: used only where a call enables dropout.
-    dtype: dtype of the activations; parameters are float32.
+    dtype: dtype of the activations; parameters are float32. float64, with
+      parameters loaded so, is for comparisons with other code.
     scan_layers: one compiled layer per stack instead of one per layer.
     remat: what to recompute in the backward pass: 'none', 'minimal' (all but
       matrix products), 'full'.
 
   Raises:
-    ValueError: for an unknown choice, float16, or heads that do not divide.
+    ValueError: for an unknown choice, float16, float64 where JAX has it
+      turned off, or heads that do not divide.
   """
 
   vocab_size: int = 32128
@@ -172,6 +175,12 @@ class TransformerConfig:
       raise ValueError(
         "expected dtype float32 or bfloat16, found float16: activations of"
         " T5's feed-forward layers overflow in float16. Use bfloat16."
+      )
+    can_double = jax.config.jax_enable_x64  # pyright: ignore
+    if jnp.dtype(self.dtype) == jnp.float64 and not can_double:
+      raise ValueError(
+        "expected jax_enable_x64 to be on with dtype float64, found it off:"
+        " JAX would compute in float32. Set JAX_ENABLE_X64=1."
       )
     for name, choices in _CHOICES.items():
       if getattr(self, name) not in choices:

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from peft_jax.networks.config import Kernel
+from peft_jax.precision import wide, widened
 
 Array = jax.Array
 
@@ -181,7 +182,7 @@ def _xla(
     # Queries of one group become rows of one product.
     query = query.reshape(shape[0], kv_heads, -1, shape[3])
   logits = jnp.einsum(
-    "bhtk,bhsk->bhts", query, key, preferred_element_type=jnp.float32
+    "bhtk,bhsk->bhts", query, key, preferred_element_type=wide(dtype)
   ).reshape(*shape[:3], -1)
   # Bias and mask are small and fuse into one addition.
   bias = _merged(bias, mask)
@@ -195,9 +196,9 @@ def _xla(
 
 
 def _merged(bias: Array | None, mask: Array | None) -> Array | None:
-  """Returns what to add to the logits, float32."""
+  """Returns what to add to the logits, in their dtype."""
   if bias is not None:
-    bias = bias.astype(jnp.float32)
+    bias = widened(bias)
   if mask is None:
     return bias
   masked = jnp.where(mask, 0.0, MASKED)

@@ -18,6 +18,7 @@ from flax import linen as nn
 from jax import lax
 
 from peft_jax import sharding
+from peft_jax.precision import widened
 
 Array = jax.Array
 Initializer = Callable[..., Array]
@@ -102,7 +103,8 @@ class Embed(nn.Module):
 
   def attend(self, x: Array) -> Array:
     """x: [B, T, D] -> [B, T, V] float32 scores against every embedding."""
-    return x.astype(jnp.float32) @ self.embedding.astype(jnp.float32).T
+    x = widened(x)
+    return x @ self.embedding.astype(x.dtype).T
 
 
 class LayerNorm(nn.Module):
@@ -124,7 +126,7 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x: [..., D] -> [..., D]."""
-    x = x.astype(jnp.float32)
+    x = widened(x)
     if self.kind == "layer":
       x = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from peft_jax import sharding
 from peft_jax.networks.config import Rotary
+from peft_jax.precision import widened
 
 Array = jax.Array
 
@@ -110,9 +111,11 @@ class AlibiBiases(nn.Module):
 
   Attributes:
     num_heads: H.
+    dtype: dtype of the bias.
   """
 
   num_heads: int
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, key_positions: Array) -> Array:
@@ -121,8 +124,8 @@ class AlibiBiases(nn.Module):
     A query's own position would add the same to all of its logits, so it is
     left out.
     """
-    slopes = jnp.asarray(alibi_slopes(self.num_heads), jnp.float32)
-    positions = key_positions.astype(jnp.float32)
+    slopes = jnp.asarray(alibi_slopes(self.num_heads), self.dtype)
+    positions = key_positions.astype(self.dtype)
     return slopes[None, :, None, None] * positions[:, None, None, :]
 
 
@@ -183,14 +186,14 @@ def rotate(x: Array, positions: Array, rotary: Rotary) -> Array:
     rotary: settings.
   """
   dim = rotary.dim or x.shape[-1]
-  waves = jnp.asarray(frequencies(rotary, dim), jnp.float32)
+  turned, rest = widened(x[..., :dim]), x[..., dim:]
+  waves = jnp.asarray(frequencies(rotary, dim), turned.dtype)
   angles = (
-    positions.astype(jnp.float32)[..., None, None] * waves[None, None, None, :]
+    positions.astype(turned.dtype)[..., None, None] * waves[None, None, None, :]
   )  # [B, T, 1, dim / 2]
   placed = positions[..., None, None] >= 0
   cos = jnp.where(placed, jnp.cos(angles) * rotary.magnitude, 1.0)
   sin = jnp.where(placed, jnp.sin(angles) * rotary.magnitude, 0.0)
-  turned, rest = x[..., :dim].astype(jnp.float32), x[..., dim:]
   if rotary.interleaved:
     first, second = turned[..., 0::2], turned[..., 1::2]
   else:

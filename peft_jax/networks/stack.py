@@ -20,6 +20,7 @@ from peft_jax.networks.positions import (
   PositionEmbed,
   RelativePositionBiases,
 )
+from peft_jax.precision import wide
 
 Array = jax.Array
 Stack = Literal["encoder", "decoder"]
@@ -157,7 +158,9 @@ def relative_biases(
 
 def alibi_biases(cfg: TransformerConfig) -> AlibiBiases:
   """Returns ALiBi's biases of a stack."""
-  return AlibiBiases(num_heads=cfg.num_heads, name="alibi_bias")
+  return AlibiBiases(
+    num_heads=cfg.num_heads, dtype=wide(cfg.dtype), name="alibi_bias"
+  )
 
 
 def _attention(
@@ -272,12 +275,13 @@ def logits(cfg: TransformerConfig, embedder: layers.Embed, y: Array) -> Array:
       cfg.vocab_size,
       kernel_axes=("embed", "vocab"),
       use_bias=cfg.logits_bias,
-      dtype=jnp.float32,
+      dtype=wide(cfg.dtype),
       name="logits_dense",
     )(y)
   # T5's shared table has unit variance, an output layer's has 1 / D.
   scale = cfg.logits_scale or cfg.emb_dim**-0.5
-  found = embedder.attend(y) * jnp.float32(scale)
+  found = embedder.attend(y)
+  found = found * jnp.asarray(scale, found.dtype)
   if cfg.logits_bias:
     bias = sharding.param_with_axes(
       "logits_bias",
@@ -286,5 +290,5 @@ def logits(cfg: TransformerConfig, embedder: layers.Embed, y: Array) -> Array:
       jnp.float32,
       axes=("vocab",),
     )
-    found = found + bias[None, None, :]
+    found = found + bias.astype(found.dtype)[None, None, :]
   return found

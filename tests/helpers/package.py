@@ -11,6 +11,7 @@ PACKAGE = pathlib.Path(peft_jax.__file__).parent
 CORE = (
   "_version",
   "trees",
+  "precision",
   "sharding",
   "networks",
   "adapters",

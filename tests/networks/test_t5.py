@@ -248,6 +248,11 @@ def test_bfloat16_logits_are_float32_and_near():
   assert np.abs(found - expected).max() > 1e-4
 
 
+def test_refuses_float64_where_jax_would_compute_in_float32():
+  with pytest.raises(ValueError, match=r"dtype float64.*JAX_ENABLE_X64=1"):
+    tiny.t5(dtype=jnp.float64)
+
+
 def test_refuses_float16():
   for dtype in (jnp.float16, np.float16, "float16"):
     with pytest.raises(ValueError, match=r"found float16.*Use bfloat16"):
