@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from peft_jax import trees
 
@@ -245,7 +246,7 @@ def _generate(
   batch = current.shape[0]
 
   def running(loop: _Loop) -> Array:
-    return (loop.index < max_decode_length) & ~jnp.all(loop.finished)
+    return (loop.index < max_decode_length) & _any(~loop.finished)
 
   def advance(loop: _Loop) -> _Loop:
     logits, cache = step(loop.cache, loop.current)
@@ -267,6 +268,25 @@ def _generate(
     cache=cache,
   )
   return jax.lax.while_loop(running, advance, start).tokens
+
+
+@custom_vmap
+def _any(flags: Array) -> Array:
+  """Whether any flag is set, of whatever `jax.vmap` runs side by side.
+
+  Rows that have ended do not change any more, so all may wait for the last. A
+  condition of each would make XLA copy every cache in every step, to choose
+  between the old and the new one.
+  """
+  return jnp.any(flags)
+
+
+@_any.def_vmap
+def _any_of_all(
+  axis_size: int, in_batched: list[bool], flags: Array
+) -> tuple[Array, bool]:
+  del axis_size, in_batched
+  return _any(flags), False
 
 
 def _is_end(ids: Array, eos_id: Ids) -> Array:
@@ -424,7 +444,7 @@ def beam_search(
       divisor = penalties[jnp.maximum(search.index, 1) - 1]
     attainable = search.live.scores[:, 0] / divisor
     hopeful = attainable > search.finished.scores[:, -1]
-    return (search.index < max_decode_length) & jnp.any(hopeful)
+    return (search.index < max_decode_length) & _any(hopeful)
 
   def advance(search: _Search) -> _Search:
     logits, cache = step(search.cache, search.current)
@@ -485,6 +505,67 @@ def _penalties(formula: str, length: int, power: float) -> Array:
 def _check_positive(name: str, value: float, least: float = 1) -> None:
   if value < least:
     raise ValueError(f"expected {name} of at least {least}, found {value}.")
+
+
+def log_probabilities(
+  model: Any,
+  params: Any,
+  inputs: Array,
+  answers: Array,
+  *,
+  inputs_mask: Array | None = None,
+  eos_id: Ids = 1,
+) -> Array:
+  """Returns the log probability of given answers, [B, C] float32.
+
+  The input is read once for all of its answers. What an answer has behind its
+  end does not count; one without an end counts as far as it goes.
+
+  Example:
+    >>> from peft_jax import networks
+    >>> network = networks.create("tiny", num_encoder_layers=1,
+    ...   num_decoder_layers=1)
+    >>> x = jnp.ones((2, 4), jnp.int32)
+    >>> params = network.init(jax.random.key(0), x, x, x)["params"]
+    >>> answers = jnp.array([[[5, 1, 0], [7, 5, 1]]] * 2)
+    >>> log_probabilities(network, params, x, answers).shape
+    (2, 2)
+
+  Args:
+    model: network or network with adapters.
+    params: its parameters.
+    inputs: [B, S] ids, as in `greedy`.
+    answers: [B, C, T] ids.
+    inputs_mask: [B, S], as in `greedy`.
+    eos_id: ids that end an answer; they are part of it.
+  """
+  _, count, length = answers.shape
+  cache, first = _begin(model, params, inputs, inputs_mask, length)
+  ids = answers.reshape(-1, length)
+  start = jnp.repeat(first, count)[:, None]
+  asked = jnp.concatenate([start, ids[:, :-1]], axis=1)
+  logits = _reader(model, params, jnp.repeat(inputs, count, axis=0), length)(
+    _repeat(cache, count), asked
+  )
+  chances = jax.nn.log_softmax(logits.astype(jnp.float32))
+  chances = jnp.take_along_axis(chances, ids[..., None], axis=-1)[..., 0]
+  ends = _is_end(ids, eos_id).astype(jnp.int32)
+  counts = jnp.cumsum(ends, axis=1) - ends == 0
+  total = jnp.sum(jnp.where(counts, chances, 0.0), axis=1)
+  return total.reshape(answers.shape[:2])
+
+
+def _reader(
+  model: Any, params: Any, inputs: Array, length: int
+) -> Callable[[Any, Array], Array]:
+  """Returns the function (cache, ids [B, T]) -> next logits [B, T, V]."""
+  if not _is_decoder_only(model):
+    return lambda cache, ids: decode_step(
+      model, params, cache, inputs, ids, length
+    )[0]
+  return lambda cache, ids: model.apply(
+    {"params": params, "cache": cache}, ids, decode=True, mutable=["cache"]
+  )[0]
 
 
 def stepper(model: Any, params: Any, inputs: Array, length: int) -> _Step:

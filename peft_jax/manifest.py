@@ -169,8 +169,16 @@ def _method_name(adapter: Adapter) -> str:
   return adapter.default_name
 
 
-def check_rules(manifest: Manifest, rules: Sequence[Rule]) -> None:
+def check_rules(
+  manifest: Manifest, rules: Sequence[Rule], *, any_start: bool = False
+) -> None:
   """Raises where the rules that were asked for differ from the adapter's.
+
+  Args:
+    manifest: the adapter's.
+    rules: those asked for.
+    any_start: whether they may differ in where leaves start, which changes
+      nothing for leaves that are there (see `Adapter.start_fields`).
 
   Raises:
     ManifestError: naming the first field that differs.
@@ -187,12 +195,14 @@ def check_rules(manifest: Manifest, rules: Sequence[Rule]) -> None:
   for want, have in zip(
     sorted(wanted, key=key), sorted(found, key=key), strict=True
   ):
+    method = adapters.METHODS.get(want["method"], Adapter)
+    start = method.start_fields if any_start else ()
     for field, value in have["hyperparameters"].items():
       given = want["hyperparameters"].get(field)
-      if given != value:
+      if given != value and field not in start:
         raise ManifestError(
           f"{field}={given} given, the adapter has {field}={value} for"
-          f" {want['pattern']!r}. Omit {field} to use the adapter's."
+          f" {want['pattern']!r}. Set {field}={value} to use the adapter."
         )
 
 

@@ -100,6 +100,9 @@ class Adapter(nn.Module):
 
   # Where the class's name in lower case does not read well.
   method: ClassVar[str] = ""
+  # Fields that say where leaves start and nothing of what they do: weights may
+  # be taken over whatever they say.
+  start_fields: ClassVar[frozenset[str]] = frozenset()
 
   @property
   def position(self) -> Position:

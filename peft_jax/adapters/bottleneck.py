@@ -8,7 +8,7 @@ small network stands: the rule and `placement` say so.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -85,6 +85,8 @@ class Bottleneck(Adapter):
   Raises:
     ValueError: for a value out of range.
   """
+
+  start_fields: ClassVar[frozenset[str]] = frozenset({"initializer"})
 
   _: dataclasses.KW_ONLY
   size: int = 64

@@ -41,6 +41,8 @@ class DeepPrompt(Adapter):
 
   method: ClassVar[str] = "deep_prompt"
 
+  start_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
+
   _: dataclasses.KW_ONLY
   length: int = 10
   combine: Literal["replace", "add"] = "replace"

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ class DoRA(Adapter):
   Raises:
     ValueError: for a value out of range.
   """
+
+  start_fields: ClassVar[frozenset[str]] = frozenset({"initializer"})
 
   _: dataclasses.KW_ONLY
   rank: int = 8

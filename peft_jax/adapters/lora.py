@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 from flax import linen as nn
 
@@ -72,6 +72,8 @@ class LoRA(Adapter):
     ValueError: for a rank or alpha that is not positive, a dropout rate
       outside [0, 1), or an unknown initialiser.
   """
+
+  start_fields: ClassVar[frozenset[str]] = frozenset({"initializer"})
 
   _: dataclasses.KW_ONLY
   rank: int = 8

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,8 @@ class Prefix(Adapter):
   Raises:
     ValueError: for a value out of range.
   """
+
+  start_fields: ClassVar[frozenset[str]] = frozenset({"scale"})
 
   _: dataclasses.KW_ONLY
   length: int = 10

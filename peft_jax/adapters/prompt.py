@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,10 @@ class Prompt(Adapter):
     ValueError: for a value out of range, a word without ids, or more words
       than P.
   """
+
+  start_fields: ClassVar[frozenset[str]] = frozenset(
+    {"initializer", "scale", "population", "first", "words", "path"}
+  )
 
   _: dataclasses.KW_ONLY
   length: int = 100

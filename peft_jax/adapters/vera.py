@@ -1,6 +1,7 @@
 """VeRA: fixed random matrices, learned vectors (arXiv 2310.11454)."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,8 @@ class VeRA(Adapter):
   Raises:
     ValueError: for a value out of range.
   """
+
+  start_fields: ClassVar[frozenset[str]] = frozenset({"d_initial"})
 
   _: dataclasses.KW_ONLY
   rank: int = 256

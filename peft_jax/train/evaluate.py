@@ -167,9 +167,24 @@ def evaluate(
     batch_size: B.
     mesh: the mesh the batches are placed on.
   """
+  texts, scores = _answers(predict, eval_set, how, batch_size, mesh)
+  return judge(eval_set, texts, scores)
+
+
+def judge(
+  eval_set: EvalSet,
+  texts: Sequence[str],
+  scores: Sequence[Mapping[str, float]] | None = None,
+) -> Evaluation:
+  """Returns the task's metrics of answers.
+
+  Args:
+    eval_set: the examples.
+    texts: an answer for each.
+    scores: see `Evaluation`.
+  """
   task = eval_set.task
   vocabulary = task.output_features["targets"].vocabulary
-  texts, scores = _answers(predict, eval_set, how, batch_size, mesh)
   targets, predictions = [], []
   for example, text in zip(eval_set.examples, texts, strict=True):
     wanted = _text(example.get("targets_pretokenized"), vocabulary, example)

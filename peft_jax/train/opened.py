@@ -262,10 +262,8 @@ def infer(
     DataError: if rows that shall be ranked lack choices.
   """
   how = how or opened.config.answer_by
-  vocabulary = vocabularies.resolve(opened.config.vocabulary)
   lengths = opened.config.task_feature_lengths
-  ranks = isinstance(how, Ranking)
-  examples = [_example(row, vocabulary, lengths, ranks) for row in rows]
+  vocabulary, examples = examples_of(opened.config, rows, how)
   asked = features.for_network(opened.config, vocabulary)
   kept: dict[str, Any] = {
     "batch_size": opened.config.eval_batch_size,
@@ -305,6 +303,24 @@ def infer(
     }
     for row, scores in zip(rows, found, strict=True)
   ]
+
+
+def examples_of(
+  config: Config, rows: Sequence[Mapping[str, Any]], how: Answering
+) -> tuple[Any, list[dict[str, Any]]]:
+  """Returns the vocabulary, and rows as a task would make them.
+
+  Args:
+    config: of the adapter that answers.
+    rows: see `infer`.
+    how: answers are found.
+
+  Raises:
+    DataError: see `infer`.
+  """
+  vocabulary = vocabularies.resolve(config.vocabulary)
+  lengths, ranks = config.task_feature_lengths, isinstance(how, Ranking)
+  return vocabulary, [_example(row, vocabulary, lengths, ranks) for row in rows]
 
 
 def _example(

@@ -431,7 +431,7 @@ def test_a_setting_that_disagrees(saved, rule, message):
     checkpoint.restore(saved, other, spec())
   assert message in str(error.value)
   field = message.split("=")[0]
-  assert f"Omit {field} to use the adapter's" in str(error.value)
+  assert f"Set {field}=" in str(error.value)
 
 
 @pytest.mark.parametrize(

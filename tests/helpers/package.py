@@ -30,6 +30,7 @@ CORE = (
   "manifest",
   "checkpoint",
   "backbone",
+  "ensemble",
   "merge",
   "formats",
   "cost",
