@@ -5,7 +5,15 @@ model, H heads, K head dim, F hidden size of the MLP, P prompt length, R rank,
 V vocabulary. Docstrings write joined axes with a product, H*K.
 """
 
-from peft_jax import choices, losses, networks, optim, reparametrization, start
+from peft_jax import (
+  choices,
+  ensemble,
+  losses,
+  networks,
+  optim,
+  reparametrization,
+  start,
+)
 from peft_jax._version import __version__
 from peft_jax.adapters import (
   IA3,
@@ -52,6 +60,7 @@ __all__ = [
   "VeRA",
   "__version__",
   "choices",
+  "ensemble",
   "join",
   "load",
   "losses",

@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
 
   train = add("train", _train, "train an adapter; the same command resumes it")
   _add_run_arguments(train)
+  train.add_argument(
+    "--seeds",
+    metavar="0,1,2",
+    help="one run per seed, in MODEL_DIR/seed_0 and so on",
+  )
   train.add_argument("--require", choices=["tpu", "gpu", "cpu"])
   train.add_argument("--coordinator_address", metavar="HOST:PORT")
   train.add_argument("--num_processes", type=int)
@@ -96,15 +101,22 @@ def _parser() -> argparse.ArgumentParser:
   _add_plan_arguments(plan)
 
   evaluate = add("eval", _eval, "evaluate a trained adapter on its task")
-  evaluate.add_argument("adapter", help="a run or an exported adapter")
+  _add_adapters_arguments(evaluate)
   evaluate.add_argument("--output", metavar="FILE", help="predictions, JSONL")
   _add_decoding_arguments(evaluate)
 
   infer = add("infer", _infer, "answer JSON-lines rows with an adapter")
-  infer.add_argument("adapter", help="a run or an exported adapter")
+  _add_adapters_arguments(infer)
   infer.add_argument("--input", required=True, help='rows {"inputs": "..."}')
   infer.add_argument("--output", required=True, help="rows with prediction")
   _add_decoding_arguments(infer)
+
+  neighbors = add(
+    "neighbors",
+    _neighbors,
+    "say which words a trained prompt is near to",
+  )
+  _add_neighbors_arguments(neighbors)
 
   export = add(
     "export",
@@ -233,6 +245,37 @@ def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
     model_dir="plan",
     warm_start=None,
   )
+
+
+def _add_adapters_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "adapter",
+    nargs="+",
+    help="a run or an exported adapter; several answer in one batch and vote",
+  )
+  command.add_argument(
+    "--vote",
+    choices=["majority", "probability"],
+    help="of several adapters, default: majority",
+  )
+
+
+def _add_neighbors_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "adapter", help="a run, an exported adapter, or a prompt as .npy file"
+  )
+  command.add_argument("--k", type=int, default=5, help="neighbours of a row")
+  command.add_argument(
+    "--words", nargs="+", default=[], metavar="WORD", help="class labels"
+  )
+  command.add_argument(
+    "--embeddings", default="", metavar="FILE.npy", help="not the backbone's"
+  )
+  command.add_argument(
+    "--vocabulary", default="", metavar="FILE", help="or: t5, bytes"
+  )
+  command.add_argument("--json", metavar="FILE", help="where it is written")
+  command.add_argument("--picture", metavar="FILE.png", help="or: FILE.svg")
 
 
 def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
@@ -373,6 +416,8 @@ def _train(args: Any) -> None:
   from peft_jax.train import loop
 
   resolved = _resolve(args)
+  if args.seeds is not None:
+    return _train_seeds(args, resolved.config.model_dir)
   summary = loop.train(resolved)
   for task, metrics in summary.adapted_metrics.items():
     before = summary.frozen_metrics.get(task, {})
@@ -380,6 +425,24 @@ def _train(args: Any) -> None:
       start = f" (frozen {before[name]:.2f})" if name in before else ""
       loop.note(f"{task} {name} {value:.2f}{start}")
   loop.note(f"report: {resolved.config.model_dir}/report.html")
+
+
+def _train_seeds(args: Any, model_dir: str) -> None:
+  from peft_jax.train import config, loop, seeds
+
+  numbers = seeds.parse(args.seeds)
+  if any(b.split("=")[0].strip() == "RANDOM_SEED" for b in args.bindings):
+    raise config.ConfigError(
+      "expected RANDOM_SEED from --seeds alone, found it in --gin.RANDOM_SEED"
+      " too. Leave one of them out."
+    )
+  given = list(args.bindings)
+
+  def resolve(seed: int) -> Any:
+    args.bindings = [*given, *seeds.bindings_of(model_dir, seed)]
+    return _resolve(args)
+
+  loop.note(seeds.format_spread(seeds.train(model_dir, numbers, resolve)))
 
 
 def _check(args: Any) -> None:
@@ -429,8 +492,10 @@ def _eval(args: Any) -> None:
   from peft_jax.train import opened
 
   how = _decoding(args)
+  if _is_several(args):
+    return _eval_together(args, how)
   found = opened.open_adapter(
-    args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
+    args.adapter[0], bindings=args.bindings, search_paths=_search_paths(args)
   )
   evaluations = opened.evaluate_task(found, how=how)
   print(json.dumps({e.task: dict(e.metrics) for e in evaluations}, indent=2))
@@ -451,15 +516,79 @@ def _scores_of(evaluation: Any) -> list[dict[str, Any]]:
   return [{"scores": scores} for scores in evaluation.scores]
 
 
+def _eval_together(args: Any, how: Any) -> None:
+  from peft_jax.train import vote
+
+  members = _open_members(args)
+  voted = vote.evaluate_task(members, how=how, vote=args.vote)
+  metrics = {
+    "members": {
+      source: {v.members[n].task: dict(v.members[n].metrics) for v in voted}
+      for n, source in enumerate(members.sources)
+    },
+    "ensemble": {v.ensemble.task: dict(v.ensemble.metrics) for v in voted},
+  }
+  print(json.dumps(metrics, indent=2))
+  if args.output:
+    _write_rows(args.output, [row for v in voted for row in vote.rows_of(v)])
+
+
 def _infer(args: Any) -> None:
-  from peft_jax.train import opened
+  from peft_jax.train import opened, vote
 
   how = _decoding(args)
+  several = _is_several(args)
   rows = opened.read_inputs(args.input)
+  if several:
+    found = vote.infer(_open_members(args), rows, how=how, vote=args.vote)
+    return _write_rows(args.output, found)
   found = opened.open_adapter(
-    args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
+    args.adapter[0], bindings=args.bindings, search_paths=_search_paths(args)
   )
   _write_rows(args.output, opened.infer(found, rows, how=how))
+
+
+def _is_several(args: Any) -> bool:
+  """Whether adapters answer together; says how, if nobody did."""
+  if len(args.adapter) > 1:
+    args.vote = args.vote or "majority"
+    return True
+  if args.vote:
+    raise ValueError(
+      f"expected several adapters with --vote {args.vote}, found one. Name all"
+      " that shall vote, or leave --vote out."
+    )
+  return False
+
+
+def _open_members(args: Any) -> Any:
+  from peft_jax.train import vote
+
+  return vote.open_members(
+    args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
+  )
+
+
+def _neighbors(args: Any) -> None:
+  from peft_jax.train import neighbors
+
+  found = neighbors.look(
+    neighbors.read(
+      args.adapter,
+      embeddings=args.embeddings,
+      vocabulary=args.vocabulary,
+      bindings=args.bindings,
+      search_paths=_search_paths(args),
+    ),
+    count=args.k,
+    words=args.words,
+    picture=args.picture,
+    title=str(args.adapter),
+  )
+  print(neighbors.format_table(found))
+  if args.json:
+    text = json.dumps(neighbors.to_json(found), ensure_ascii=False, indent=2)
+    Path(args.json).write_text(text + "\n")
 
 
 def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:

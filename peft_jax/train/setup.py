@@ -91,9 +91,7 @@ def setup(config: Config, mesh: Mesh) -> Setup:
   shapes = variables["params"]
   key = jax.random.key(config.random_seed)
   whole = configured_backbone(config, model, shapes, places)
-  added = init_part(model, key, partition.added_of, places)
-  params = partition.assemble(whole, added, model)
-  params = start.from_backbone(params, model, jax.random.fold_in(key, 3))
+  params = started(config, model, whole, places)
   frozen, adapter = partition.split(params, model)
   adapter_places = partition.select(places, adapter)
   adapter = jax.tree.map(
@@ -117,6 +115,21 @@ def setup(config: Config, mesh: Mesh) -> Setup:
     },
     counts=partition.counts(shapes, model),
   )
+
+
+def started(config: Config, model: Adapted, whole: Any, places: Any) -> dict:
+  """Returns backbone and adapters as a run starts, of its seed alone.
+
+  Args:
+    config: the run's configuration.
+    model: the network with its adapters.
+    whole: the backbone's parameters, see `configured_backbone`.
+    places: shardings of all leaves.
+  """
+  key = jax.random.key(config.random_seed)
+  added = init_part(model, key, partition.added_of, places)
+  params = partition.assemble(whole, added, model)
+  return start.from_backbone(params, model, jax.random.fold_in(key, 3))
 
 
 def optimizer_of(config: Config) -> optax.GradientTransformation:
@@ -171,7 +184,8 @@ def warm_started(setup: Setup, directory: str) -> Setup:
     ManifestError: if its rules or their hyper-parameters differ.
   """
   found, leaves = checkpoints.load_adapter(directory)
-  manifest.check_rules(found, setup.model.rules)
+  # Where leaves would have started does not matter: here they are.
+  manifest.check_rules(found, setup.model.rules, any_start=True)
   checkpoint.check_fits(leaves, setup.state.adapter, source=directory)
   adapter = jax.tree.map(
     lambda leaf, like: jax.device_put(leaf, like.sharding),

@@ -14,7 +14,14 @@ from peft_jax.ensemble import Vote
 from peft_jax.train import checkpoints, data, evaluate, features, opened
 from peft_jax.train.evaluate import Evaluation
 from peft_jax.train.opened import Opened
-from peft_jax.train.predict import ROWS, Decoding, make_predict
+from peft_jax.train.predict import (
+  ROWS,
+  Answering,
+  Decoding,
+  Ranking,
+  make_predict,
+  make_rank,
+)
 
 # [B, N, T] what each adapter answered, beside a batch's inputs.
 _ANSWERS = "answers"
@@ -51,25 +58,47 @@ class Voted:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class _Rows:
+  """Rows of a file, asked as the examples of a `data.EvalSet` are."""
+
+  rows: Sequence[Mapping[str, Any]]
+  examples: Sequence[Mapping[str, Any]]
+  lengths: Mapping[str, int]
+  features: features.Features
+  eos_id: int
+
+  @property
+  def inputs(self) -> Mapping[str, np.ndarray]:
+    return self.features.inputs(self.examples, self.lengths)
+
+  @property
+  def choices(self) -> Mapping[str, np.ndarray]:
+    return self.features.choices(self.examples, self.lengths)
+
+  @property
+  def blank_choices(self) -> Mapping[str, np.ndarray]:
+    blank = [{**example, "inputs": [self.eos_id]} for example in self.examples]
+    return self.features.choices(blank, self.lengths)
+
+  def choice_texts(self, row: int) -> list[str]:
+    return list(self.rows[row]["choices"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Answers:
   """Answers to E examples.
 
   Attributes:
-    ids: [E, N, T] of each adapter.
-    texts: E lists of N.
-    winners: [E] the adapter whose answer is taken.
-    probabilities: [E] of these; empty with a majority.
+    members: N lists of E texts.
+    chosen: E texts.
+    probabilities: of these; empty with a majority.
+    scores: of a ranking, N lists of E times choice -> score.
   """
 
-  ids: np.ndarray
-  texts: Sequence[Sequence[str]]
-  winners: np.ndarray
-  probabilities: Sequence[float]
-
-  @property
-  def chosen(self) -> np.ndarray:
-    """The ids that are taken, [E, T]."""
-    return self.ids[np.arange(len(self.ids)), self.winners]
+  members: Sequence[Sequence[str]]
+  chosen: Sequence[str]
+  probabilities: Sequence[float] = ()
+  scores: Sequence[Sequence[Mapping[str, float]]] = ()
 
 
 def open_members(
@@ -116,17 +145,18 @@ def open_members(
 
 
 def evaluate_task(
-  members: Members, *, how: Decoding | None = None, vote: Vote = "majority"
+  members: Members, *, how: Answering | None = None, vote: Vote = "majority"
 ) -> list[Voted]:
   """Returns what the adapters answer, one result per task of theirs.
 
   Args:
     members: the adapters.
-    how: answers are found; default greedy.
+    how: answers are found; default: as the first run's evaluations did.
     vote: how one is chosen.
   """
   ensemble.check_vote(vote)
   config = members.opened.config
+  how = how or config.answer_by
   task = data.get_task(config)
   sets = data.eval_sets(
     task,
@@ -135,18 +165,18 @@ def evaluate_task(
     max_examples=config.max_eval_examples,
     features=features.of(config, task),
   )
+  evaluate.check(how, sets)
   voted = []
   for eval_set in sets:
     vocabulary = eval_set.task.output_features["targets"].vocabulary
-    found = _answers(
-      members, eval_set.inputs, vocabulary, eval_set.eos_id, how, vote
-    )
+    found = _answers(members, eval_set, vocabulary, how, vote)
+    scores = found.scores or [None] * len(members.sources)
     voted.append(
       Voted(
         ensemble=evaluate.judge(eval_set, found.chosen),
         members=[
-          evaluate.judge(eval_set, found.ids[:, n])
-          for n in range(len(members.sources))
+          evaluate.judge(eval_set, texts, of)
+          for texts, of in zip(found.members, scores, strict=True)
         ],
         probabilities=found.probabilities,
       )
@@ -154,11 +184,25 @@ def evaluate_task(
   return voted
 
 
+def rows_of(voted: Voted) -> list[dict[str, Any]]:
+  """Returns one row per example: what was asked, and all answers."""
+  found = voted.ensemble
+  rows = []
+  for i, target in enumerate(found.targets):
+    row = {"task": found.task, "input": found.inputs[i], "target": target}
+    row["prediction"] = found.predictions[i]
+    if voted.probabilities:
+      row["probability"] = voted.probabilities[i]
+    row["member_predictions"] = [one.predictions[i] for one in voted.members]
+    rows.append(row)
+  return rows
+
+
 def infer(
   members: Members,
   rows: Sequence[Mapping[str, Any]],
   *,
-  how: Decoding | None = None,
+  how: Answering | None = None,
   vote: Vote = "majority",
 ) -> list[dict[str, Any]]:
   """Returns the rows with `prediction` and `member_predictions` each.
@@ -168,57 +212,102 @@ def infer(
   Args:
     members: the adapters.
     rows: see `opened.infer`.
-    how: answers are found; default greedy.
+    how: answers are found; default: as the first run's evaluations did.
     vote: how one is chosen.
+
+  Raises:
+    DataError: see `opened.infer`.
   """
   ensemble.check_vote(vote)
   config = members.opened.config
-  vocabulary, inputs = opened.inputs_of(config, rows)
-  eos_id = features.end_id(vocabulary)
-  found = _answers(members, inputs, vocabulary, eos_id, how, vote)
+  how = how or config.answer_by
+  vocabulary, examples = opened.examples_of(config, rows, how)
+  asked = _Rows(
+    rows=rows,
+    examples=examples,
+    lengths=config.task_feature_lengths,
+    features=features.for_network(config, vocabulary),
+    eos_id=features.end_id(vocabulary),
+  )
+  found = _answers(members, asked, vocabulary, how, vote)
   answered = []
   for i, row in enumerate(rows):
-    texts = list(found.texts[i])
-    answer = {"prediction": texts[found.winners[i]]}
+    answer: dict[str, Any] = {"prediction": found.chosen[i]}
     if found.probabilities:
       answer["probability"] = found.probabilities[i]
-    answered.append({**row, **answer, "member_predictions": texts})
+    answer["member_predictions"] = [texts[i] for texts in found.members]
+    answered.append({**row, **answer})
   return answered
 
 
 def _answers(
   members: Members,
-  inputs: Mapping[str, np.ndarray],
+  asked: data.EvalSet | _Rows,
   vocabulary: Any,
-  eos_id: int,
-  how: Decoding | None,
+  how: Answering,
   vote: Vote,
 ) -> _Answers:
   """Asks all adapters and lets them vote."""
-  found, count = members.opened, len(members.sources)
-  size = _examples(found.config.eval_batch_size, count, found.mesh)
-  batches = {"batch_size": size, "mesh": found.mesh}
+  found = members.opened
+  size = _examples(
+    found.config.eval_batch_size, len(members.sources), found.mesh
+  )
+  kept: dict[str, Any] = {"batch_size": size, "mesh": found.mesh}
   with sharding.use(found.mesh):
+    if isinstance(how, Ranking):
+      scores = evaluate.choice_scores(
+        _compiled(members, make_rank(found.model, mesh=found.mesh, how=how)),
+        asked.choices,
+        without_input=asked.blank_choices if how.calibrated else None,
+        **kept,
+      )
+      return _ranked(np.moveaxis(scores, 1, 0), asked, vote)
     ids = evaluate.predict_tokens(
-      _predict(members, eos_id, how), inputs, **batches
+      _predict(members, asked.eos_id, how), asked.inputs, **kept
     )
     texts = [
       [evaluate.decode(vocabulary, row) for row in example] for example in ids
     ]
     if vote == "majority":
-      winners = [ensemble.majority(row) for row in texts]
-      probabilities = []
+      winners, probabilities = [ensemble.majority(row) for row in texts], []
     else:
       chances = evaluate.predict_tokens(
-        _scorer(members, eos_id), {**inputs, _ANSWERS: ids}, **batches
+        _scorer(members, asked.eos_id), {**asked.inputs, _ANSWERS: ids}, **kept
       )
       best = map(ensemble.likeliest, ids, texts, np.exp(chances))
       winners, probabilities = map(list, zip(*best, strict=True))
   return _Answers(
-    ids=ids,
-    texts=texts,
-    winners=np.array(winners, np.int64),
+    members=list(zip(*texts, strict=True)),
+    chosen=[row[n] for row, n in zip(texts, winners, strict=True)],
     probabilities=probabilities,
+  )
+
+
+def _ranked(
+  scores: np.ndarray, asked: data.EvalSet | _Rows, vote: Vote
+) -> _Answers:
+  """scores: [N, E, C] -> the choices with the best."""
+  names = [asked.choice_texts(row) for row in range(scores.shape[1])]
+  chosen = ensemble.choose(scores, vote)
+  means = ensemble.mean_probabilities(scores)
+  return _Answers(
+    members=[
+      [texts[best] for texts, best in zip(names, row, strict=True)]
+      for row in scores.argmin(axis=-1)
+    ],
+    chosen=[texts[best] for texts, best in zip(names, chosen, strict=True)],
+    probabilities=(
+      means[np.arange(len(chosen)), chosen].tolist()
+      if vote == "probability"
+      else []
+    ),
+    scores=[
+      [
+        dict(zip(texts, of.tolist(), strict=False))
+        for texts, of in zip(names, row, strict=True)
+      ]
+      for row in scores
+    ],
   )
 
 
@@ -229,7 +318,7 @@ def _examples(batch_size: int, count: int, mesh: Any) -> int:
 
 
 def _predict(
-  members: Members, eos_id: int, how: Decoding | None
+  members: Members, eos_id: int, how: Decoding
 ) -> Callable[[Any], jax.Array]:
   """Returns the compiled inputs [B, S] -> ids [B, N, T]."""
   found = members.opened

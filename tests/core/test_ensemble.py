@@ -101,8 +101,10 @@ def loops(jaxpr):
   for equation in jaxpr.eqns:
     if equation.primitive.name == "while":
       yield equation
-    for inner in jax.core.jaxprs_in_params(equation.params):
-      yield from loops(inner)
+    for inner in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(inner, "jaxpr", inner)
+      if hasattr(inner, "eqns"):
+        yield from loops(inner)
 
 
 def test_one_condition_ends_the_loop_of_all_adapters():

@@ -34,6 +34,7 @@ CORE = (
   "merge",
   "formats",
   "cost",
+  "interpret",
 )
 ORDER = (*CORE, "doctor", "train", "t5x", "plan", "cli")
 HEAVY = ("tensorflow", "seqio", "gin", "t5x")

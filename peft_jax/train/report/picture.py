@@ -39,7 +39,7 @@ def write_picture(
   picture = figure.Figure(
     figsize=(5.2 * columns, 0.5 + 3.2 * rows), layout="constrained"
   )
-  picture.suptitle(_plain(title), x=0.01, ha="left", fontweight="bold")
+  picture.suptitle(plain(title), x=0.01, ha="left", fontweight="bold")
   for i, curve in enumerate(curves):
     _draw_curve(picture.add_subplot(rows, columns, i + 1), curve)
   with path.open("wb") as file, warnings.catch_warnings():
@@ -71,9 +71,9 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
       axes.axvline(step, color="#b3261e", lw=1)
   axes.set_xlim(start, end)
   axes.set_ylim(*value_range(curve))
-  axes.set_title(_plain(curve.title), loc="left", fontsize="medium")
+  axes.set_title(plain(curve.title), loc="left", fontsize="medium")
   axes.set_title(
-    _plain(format_value(curve.name, curve.points[-1][1])),
+    plain(format_value(curve.name, curve.points[-1][1])),
     loc="right",
     fontsize="medium",
   )
@@ -85,6 +85,6 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
   axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
   """Keeps matplotlib from reading formulas between dollar signs."""
   return UNREADABLE.sub("", text).replace("$", r"\$")
