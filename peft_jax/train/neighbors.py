@@ -314,7 +314,7 @@ def look(
     rows = [read.prompt] if read.start is None else [read.prompt, read.start]
     prompt_map.write_map(
       epath.Path(locate(picture)),
-      title,
+      f"{title}: the prompt's rows and their nearest words",
       interpret.plane(np.concatenate(rows)),
       read.prompt,
       [found.words[int(i)] for i in found.cosine.ids[:, 0]],
@@ -387,8 +387,8 @@ def _start_word(found: Found, row: int) -> str | None:
 def format_table(found: Found) -> str:
   """Returns a Markdown table, a row per row of the prompt, and a summary."""
   known = found.moved is not None
-  header = ["row", "cosine", "", "L2", ""]
-  header += ["start", "moved"] if known else []
+  header = ["row", "nearest by cosine", "first", "nearest by L2", "first"]
+  header += ["started as", "moved"] if known else []
   cells = [header]
   for row in range(len(found.cosine.ids)):
     line = [str(row)]
@@ -414,7 +414,8 @@ def format_summary(found: Found) -> str:
   ):
     inside = sum(map(len, groups))
     lines.append(
-      f"{inside} of {rows} rows {name} with another, in {len(groups)} clusters"
+      f"{inside} of {rows} rows {name} with another, in {len(groups)}"
+      f" {'cluster' if len(groups) == 1 else 'clusters'}"
     )
   for group in found.by_neighbors[:10]:
     shared = found.cosine.ids[group[0]]

@@ -303,7 +303,7 @@ def test_a_run_that_did_not_move(home, capsys):
     assert row["l2"][0]["distance"] == 0
     assert row["cosine"][0]["similarity"] == pytest.approx(1)
   assert "drawn again from RANDOM_SEED = 0" in out
-  assert out.startswith("| row | cosine")
+  assert out.startswith("| row | nearest by cosine")
   assert "a label word is nearest to" in out
   assert found["labels"] == {"a": [100], "b": [101]}
 

@@ -57,17 +57,19 @@ def write_map(
   picture = figure.Figure(figsize=(9, 7), layout="constrained")
   axes = picture.add_subplot()
   axes.set_title(plain(title), loc="left", fontweight="bold")
+  # The mark of a word's beginning looks like an underscore far below it.
+  names = [name.replace("\u2581", "") or name for name in names]
   points = plane.project(rows)
-  if start is not None:
-    _draw_start(axes, points, plane.project(start))
   colors = [_GREY] * len(rows)
   for group, color in zip(clusters, _COLORS, strict=False):
     for row in group:
       colors[row] = color
   axes.scatter(*points.T, s=26, c=colors, zorder=3, lw=0)
   for group, color in zip(clusters, _COLORS, strict=False):
-    shown = plain(f"{len(group)} rows: {names[group[0]]} ...")
+    shown = plain(f"{len(group)} rows near {names[group[0]]!r}")
     axes.scatter([], [], s=26, c=color, lw=0, label=shown)
+  if start is not None:
+    _draw_start(axes, points, plane.project(start))
   for i, share in enumerate(plane.shares):
     name = ("first", "second")[i]
     (axes.set_xlabel, axes.set_ylabel)[i](
@@ -79,7 +81,7 @@ def write_map(
   axes.tick_params(color=_GREY, labelcolor=_GREY)
   axes.spines[["top", "right", "left", "bottom"]].set_visible(False)
   if axes.get_legend_handles_labels()[0]:
-    picture.legend(loc="outside lower left", ncols=3, frameon=False)
+    picture.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=9)
   _name(picture, axes, points, names, clusters)
   with path.open("wb") as file, warnings.catch_warnings():
     # Of a script that its font lacks, matplotlib draws boxes. So be it.
