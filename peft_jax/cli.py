@@ -583,7 +583,7 @@ def _neighbors(args: Any) -> None:
     count=args.k,
     words=args.words,
     picture=args.picture,
-    title=str(args.adapter),
+    title="/".join(Path(args.adapter).parts[-2:]),
   )
   print(neighbors.format_table(found))
   if args.json:
