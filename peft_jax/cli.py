@@ -106,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
   infer.add_argument("--output", required=True, help="rows with prediction")
   _add_decoding_arguments(infer)
 
+  report = add(
+    "report",
+    _report,
+    "put finished runs into a table: median and quartiles over seeds",
+    reads_data=False,
+  )
+  _add_report_arguments(report)
+
   export = add(
     "export",
     _export,
@@ -235,6 +243,32 @@ def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
   )
 
 
+def _add_report_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "runs", nargs="+", metavar="RUN", help="a run, a folder of runs, a pattern"
+  )
+  command.add_argument(
+    "--metric",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="accuracy or rte/accuracy; default: all",
+  )
+  command.add_argument(
+    "--over",
+    action="append",
+    default=[],
+    metavar="SETTING",
+    help="take its values together, as those of RANDOM_SEED",
+  )
+  command.add_argument(
+    "--partial", action="store_true", help="leave out unfinished runs"
+  )
+  command.add_argument(
+    "--to", metavar="DIR", help="write Markdown, CSV and a picture there"
+  )
+
+
 def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
   group = command.add_argument_group(
     "answers", "default: as the run's evaluations, which decode greedily"
@@ -320,6 +354,7 @@ def _resolve(args: Any) -> Any:
     "VOCABULARY": args.vocabulary,
     "MODEL_DIR": args.model_dir or _default_model_dir(args),
     "WARM_START": args.warm_start,
+    "METHOD": args.adapter or args.recipe,
   }
   bindings += [f"{name} = {v!r}" for name, v in macros.items() if v]
   return config.resolve(files, [*bindings, *args.bindings], _search_paths(args))
@@ -460,6 +495,18 @@ def _infer(args: Any) -> None:
     args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
   )
   _write_rows(args.output, opened.infer(found, rows, how=how))
+
+
+def _report(args: Any) -> None:
+  from peft_jax.train import summary_table
+
+  table = summary_table.collect(
+    args.runs, metrics=args.metric, over=args.over, partial=args.partial
+  )
+  print(summary_table.to_markdown(table), end="")
+  if args.to:
+    for path in summary_table.write(table, args.to):
+      print(f"written: {path}", file=sys.stderr)
 
 
 def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -448,12 +448,22 @@ def _write_results(
     run_dir.write_predictions(config.model_dir, e.task, task_rows)
     rows.extend(task_rows)
   folder = locate(config.model_dir)
-  run_dir.write_json(folder / run_dir.SUMMARY, dataclasses.asdict(summary))
+  method = " + ".join(sorted({row.adapter for row in run.rows}))
+  run_dir.write_json(
+    folder / run_dir.SUMMARY,
+    {
+      **dataclasses.asdict(summary),
+      # For tables of several runs.
+      "method": config.method or method,
+      "random_seed": config.random_seed,
+      "examples": {e.task: len(e.predictions) for e in adapted},
+    },
+  )
   report.write_report(
     folder,
     report.Report(
       title=f"{config.task} on {config.model_name or 'the backbone'}",
-      method=" + ".join(sorted({row.adapter for row in run.rows})),
+      method=method,
       rules=run.rows,
       trained_parameters=summary.trained_parameters,
       backbone_parameters=summary.backbone_parameters,
