@@ -300,7 +300,7 @@ class Evaluator:
     Raises:
       ConfigError: if no task has it.
     """
-    name = self.config.best_metric or next(iter(metrics))
+    name = self.config.best_metric or next(iter(metrics), "")
     if name not in metrics:
       raise ConfigError(
         f"expected BEST_METRIC to be one of {sorted(metrics)}, found {name!r}."
@@ -457,6 +457,7 @@ def _write_results(
       "method": config.method or method,
       "random_seed": config.random_seed,
       "examples": {e.task: len(e.predictions) for e in adapted},
+      "settings": dict(resolved.settings),
     },
   )
   report.write_report(

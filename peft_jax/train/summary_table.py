@@ -24,6 +24,18 @@ PICTURE_NAME = "summary.png"
 # The settings whose values are the seeds: of the run, and of the sample of a
 # few-shot task, which the runs of T-Few's protocol change together.
 SEED, SAMPLE_SEED = "RANDOM_SEED", "FEW_SHOT_SEED"
+# Settings that no result depends on; of two a result depends with PATIENCE.
+_IDLE = (
+  "MODEL_DIR",
+  "METHOD",
+  "EVAL_BATCH_SIZE",
+  "EVAL_FROZEN",
+  "CHECKPOINT_PERIOD",
+  "KEEP",
+  "LOG_PERIOD",
+  "MODEL_PARALLEL",
+)
+_IDLE_WITHOUT_PATIENCE = ("EVAL_PERIOD", "BEST_METRIC")
 # Not a setting, but results over other examples are other results.
 _EXAMPLES = "evaluated examples"
 # Levels below a given folder on which runs are looked for.
@@ -239,9 +251,16 @@ def unfinished(folder: str) -> str:
   """Returns why a run is not finished; empty if it is."""
   if not (locate(folder) / run_dir.SUMMARY).is_file():
     return f"no {run_dir.SUMMARY}"
-  steps = _json(folder, run_dir.SUMMARY)["steps"]
-  wanted = int(_json(folder, run_dir.SETTINGS).get("TRAIN_STEPS", steps))
-  return f"{steps} of {wanted} steps" if steps < wanted else ""
+  summary = _json(folder, run_dir.SUMMARY)
+  steps, settings = summary["steps"], summary.get("settings", {})
+  wanted = int(settings.get("TRAIN_STEPS", steps))
+  stops = _is_patient(settings)
+  return f"{steps} of {wanted} steps" if steps < wanted and not stops else ""
+
+
+def _is_patient(settings: Mapping[str, str]) -> bool:
+  """Whether a run may end before its last step."""
+  return settings.get("PATIENCE", "0") != "0"
 
 
 def read(folder: str) -> Run:
@@ -251,10 +270,8 @@ def read(folder: str) -> Run:
     ConfigError: if it wrote no metric, or an earlier version wrote it.
   """
   summary = _json(folder, run_dir.SUMMARY)
-  settings = dict(_json(folder, run_dir.SETTINGS))
-  missing = [
-    k for k in ("method", "random_seed", "examples") if k not in summary
-  ]
+  wanted = ("method", "random_seed", "examples", "settings")
+  missing = [name for name in wanted if name not in summary]
   if missing:
     raise ConfigError(
       f"{folder}/{run_dir.SUMMARY}: expected {', '.join(missing)}, found none:"
@@ -266,14 +283,20 @@ def read(folder: str) -> Run:
       f"{folder}: expected at least one metric, found none: its examples have"
       " no labels. Leave this run out."
     )
+  settings = summary["settings"]
   return Run(
     folder=folder,
     method=summary["method"],
-    settings={**settings, SEED: str(summary["random_seed"])},
+    settings={**_that_matter(settings), SEED: str(summary["random_seed"])},
     metrics=summary["adapted_metrics"],
     frozen=summary["frozen_metrics"],
     examples=summary["examples"],
   )
+
+
+def _that_matter(settings: Mapping[str, str]) -> dict[str, str]:
+  idle = _IDLE if _is_patient(settings) else (*_IDLE, *_IDLE_WITHOUT_PATIENCE)
+  return {name: v for name, v in settings.items() if name not in idle}
 
 
 def _json(folder: str, name: str) -> dict[str, Any]:

@@ -2,31 +2,11 @@
 
 import json
 
-import jax
-import pytest
+from helpers import runs
 from helpers.raft_files import make
 
-from peft_jax import cli, sharding
+from peft_jax import cli
 from peft_jax.train import config, data
-
-NETWORK = [
-  "--gin.networks.create.num_encoder_layers=1",
-  "--gin.networks.create.num_decoder_layers=1",
-  "--gin.networks.create.emb_dim=16",
-  "--gin.networks.create.num_heads=2",
-  "--gin.networks.create.head_dim=8",
-  "--gin.networks.create.mlp_dim=32",
-]
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  real = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding,
-    "make_mesh",
-    lambda **sizes: real(**sizes, devices=jax.devices()[:1]),
-  )
 
 
 def bindings(folder, *more):
@@ -65,27 +45,27 @@ def test_settings_reach_the_task(tmp_path):
 
 def test_a_run_answers_a_test_set_without_labels(tmp_path, capsys):
   make(tmp_path, "overruling", ("Sentence",))
-  status = cli.main(
-    [
-      "train",
-      "--model=tiny",
-      "--adapter=ia3",
-      "--task=raft_overruling",
-      "--backbone=random",
-      f"--data_dir={tmp_path}",
-      f"--model_dir={tmp_path / 'run'}",
-      *NETWORK,
-      "--gin.config.Raft.validation_start=None",
-      "--gin.EVAL_SPLIT='test'",
-      "--gin.EVAL_FROZEN=False",
-      "--gin.TASK_FEATURE_LENGTHS={'inputs': 230, 'targets': 16}",
-      "--gin.TRAIN_STEPS=2",
-      "--gin.WARMUP_STEPS=0",
-      "--gin.BATCH_SIZE=2",
-      "--gin.EVAL_BATCH_SIZE=4",
-      "--gin.LEARNING_RATE=0.01",
-    ]
-  )
+  arguments = [
+    "train",
+    "--model=tiny",
+    "--adapter=ia3",
+    "--task=raft_overruling",
+    "--backbone=random",
+    f"--data_dir={tmp_path}",
+    f"--model_dir={tmp_path / 'run'}",
+    *(f"--gin.{binding.replace(' = ', '=')}" for binding in runs.NETWORK),
+    "--gin.config.Raft.validation_start=None",
+    "--gin.EVAL_SPLIT='test'",
+    "--gin.EVAL_FROZEN=False",
+    "--gin.TASK_FEATURE_LENGTHS={'inputs': 230, 'targets': 16}",
+    "--gin.TRAIN_STEPS=2",
+    "--gin.WARMUP_STEPS=0",
+    "--gin.BATCH_SIZE=2",
+    "--gin.EVAL_BATCH_SIZE=4",
+    "--gin.LEARNING_RATE=0.01",
+  ]
+  with runs.one_device():
+    status = cli.main(arguments)
   assert status == 0, capsys.readouterr().err
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
   assert summary["adapted_metrics"] == {"raft_overruling": {}}

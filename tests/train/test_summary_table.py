@@ -5,11 +5,11 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
+from helpers import runs
 
-from peft_jax import cli, sharding
+from peft_jax import cli
 from peft_jax.train import summary_table
 from peft_jax.train.config import ConfigError
 from peft_jax.train.report import spread
@@ -38,6 +38,14 @@ def fake(tmp_path):
   ):
     place = tmp_path / folder
     place.mkdir(parents=True)
+    found = {
+      "ADAPTERS": f"[@{method}/rules.Rule()]",
+      "LEARNING_RATE": "0.003",
+      "MIXTURE_OR_TASK_NAME": repr(task),
+      "MODEL_DIR": repr(str(place)),
+      "RANDOM_SEED": str(seed),
+      "TRAIN_STEPS": "10",
+    }
     summary = {
       "steps": steps,
       "adapted_metrics": {task: metrics},
@@ -45,20 +53,12 @@ def fake(tmp_path):
       "method": method,
       "random_seed": seed,
       "examples": {task: examples},
+      "settings": found
+      | {k.replace("__", "."): v for k, v in settings.items()},
     }
     for name in without:
       del summary[name]
     (place / "summary.json").write_text(json.dumps(summary))
-    found = {
-      "ADAPTERS": f"[@{method}/rules.Rule()]",
-      "LEARNING_RATE": "0.003",
-      "MIXTURE_OR_TASK_NAME": repr(task),
-      "RANDOM_SEED": str(seed),
-      "TRAIN_STEPS": "10",
-    }
-    (place / "settings.json").write_text(
-      json.dumps(found | {k.replace("__", "."): v for k, v in settings.items()})
-    )
     return str(place)
 
   return write
@@ -237,6 +237,24 @@ def test_unfinished_runs_are_refused_or_left_out(fake, tmp_path, capsys):
   assert "expected finished runs, found none" in err
 
 
+def test_a_run_that_stopped_early_is_finished(fake, tmp_path):
+  fake("a", {"accuracy": 60.0}, steps=4, PATIENCE="2")
+  assert summary_table.collect([str(tmp_path)]).runs == 1
+
+
+def test_settings_without_a_say_do_not_part_runs(fake, tmp_path):
+  fake("a", {"accuracy": 60.0}, seed=0, KEEP="1", EVAL_PERIOD="5")
+  fake("b", {"accuracy": 60.0}, seed=1, KEEP="2", EVAL_PERIOD="0")
+  assert len(summary_table.collect([str(tmp_path)]).rows) == 1
+  # Another way to answer, or another time to stop, is another result.
+  fake("c", {"accuracy": 60.0}, seed=2, ANSWER_BY="'ranking'")
+  for n in (1, 2):
+    fake(f"d{n}", {"accuracy": 60.0}, PATIENCE="2", EVAL_PERIOD=str(n))
+  table = summary_table.collect([str(tmp_path)])
+  assert table.columns == ["ANSWER_BY", "EVAL_PERIOD", "PATIENCE"]
+  assert len(table.rows) == 4
+
+
 def test_runs_by_name_folder_and_pattern(fake, tmp_path):
   seeds_of(fake, "deep/rte/ia3")
   seeds_of(fake, "deep/rte/lora", method="lora")
@@ -275,8 +293,8 @@ def test_summaries_that_say_too_little_are_refused(fake, tmp_path):
   with pytest.raises(ConfigError, match="its examples have no labels"):
     summary_table.read(fake("unlabelled", {}))
   broken = fake("broken", {"accuracy": 60.0})
-  (tmp_path / "broken" / "settings.json").write_text("{")
-  with pytest.raises(ConfigError, match=r"settings\.json of a run, found JSON"):
+  (tmp_path / "broken" / "summary.json").write_text("{")
+  with pytest.raises(ConfigError, match=r"summary\.json of a run, found JSON"):
     summary_table.read(broken)
 
 
@@ -371,46 +389,28 @@ def test_the_command_loads_no_tensorflow(fake, tmp_path):
   subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_real_runs(tmp_path, capsys, monkeypatch):
+def test_real_runs(tmp_path, capsys):
   """Runs say their seed and method; those of two seeds are one line."""
-  real = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding,
-    "make_mesh",
-    lambda **sizes: real(**sizes, devices=jax.devices()[:1]),
-  )
-  for split in ("train", "validation"):
-    rows = [{"inputs": f"say {word}", "targets": word} for word in ("up", "on")]
-    path = tmp_path / "data" / f"{split}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  sizes = {"emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 32}
-  sizes |= {"num_encoder_layers": 1, "num_decoder_layers": 1}
+  data_dir = runs.write_rows(tmp_path / "data", runs.ROWS[:2])
   for name, seed, extra in (
     ("ia3", 0, []),
     ("ia3", 1, []),
     ("lora", 0, ["--gin.METHOD='mine'"]),
   ):
-    status = cli.main(
-      [
-        "train",
-        "--model=tiny",
-        f"--adapter={name}",
-        "--task=words",
-        "--backbone=random",
-        f"--data_dir={tmp_path / 'data'}",
-        f"--model_dir={tmp_path / 'runs' / name / f'seed_{seed}'}",
-        *(f"--gin.networks.create.{k}={v}" for k, v in sizes.items()),
-        "--gin.TASK_FEATURE_LENGTHS={'inputs': 12, 'targets': 8}",
-        "--gin.TRAIN_STEPS=2",
-        "--gin.WARMUP_STEPS=0",
-        "--gin.BATCH_SIZE=2",
-        "--gin.EVAL_BATCH_SIZE=2",
-        "--gin.LEARNING_RATE=0.01",
-        f"--gin.RANDOM_SEED={seed}",
-        *extra,
-      ]
-    )
+    settings = ["LEARNING_RATE = 0.05", *runs.SMALL, "TRAIN_STEPS = 2"]
+    with runs.one_device():
+      status = cli.main(
+        [
+          "train",
+          "--model=tiny",
+          f"--adapter={name}",
+          f"--data_dir={data_dir}",
+          f"--model_dir={tmp_path / 'runs' / name / f'seed_{seed}'}",
+          *(f"--gin.{binding.replace(' = ', '=')}" for binding in settings),
+          f"--gin.RANDOM_SEED={seed}",
+          *extra,
+        ]
+      )
     assert status == 0, capsys.readouterr().err
   capsys.readouterr()
   summary = json.loads(
