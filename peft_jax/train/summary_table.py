@@ -339,14 +339,23 @@ def tabulate(
     for row in _rows(task, metric, runs, seeds, columns)
   ]
   return Table(
-    rows=sorted(
-      rows, key=lambda r: (r.task, r.metric, r.method, *r.settings.values())
-    ),
+    rows=sorted(rows, key=_order),
     columns=columns,
     over=seeds,
     runs=len(runs),
     notes=[*_methods_differ(runs, seeds), *_lone_runs(rows)],
   )
+
+
+def _order(row: Row) -> tuple:
+  """Sorts by name, and by settings: rank 4 comes before rank 16."""
+  values = []
+  for value in row.settings.values():
+    try:
+      values.append((0, float(value), ""))
+    except ValueError:
+      values.append((1, 0.0, value))
+  return (row.task, row.metric, row.method, *values)
 
 
 def _check_settings(names: Sequence[str], runs: Sequence[Run]) -> None:

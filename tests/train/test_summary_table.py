@@ -10,7 +10,7 @@ import pytest
 from helpers import runs
 
 from peft_jax import cli
-from peft_jax.train import summary_table
+from peft_jax.train import config, summary_table
 from peft_jax.train.config import ConfigError
 from peft_jax.train.report import spread
 
@@ -140,8 +140,8 @@ def test_what_differs_within_a_method_becomes_a_column(fake, tmp_path):
   assert table.columns == ["lora/adapters.LoRA.rank"]
   assert [(r.method, *r.settings.values()) for r in table.rows] == [
     ("ia3", ""),
-    ("lora", "16"),
     ("lora", "4"),
+    ("lora", "16"),
   ]
   assert [r.spread.count for r in table.rows] == [5, 5, 5]
   header = summary_table.to_markdown(table).splitlines()[2]
@@ -149,8 +149,8 @@ def test_what_differs_within_a_method_becomes_a_column(fake, tmp_path):
   panel = summary_table.panels_of(table)[0]
   assert [line.detail for line in panel.lines] == [
     "",
-    "LoRA.rank 16",
     "LoRA.rank 4",
+    "LoRA.rank 16",
   ]
 
 
@@ -389,39 +389,43 @@ def test_the_command_loads_no_tensorflow(fake, tmp_path):
   subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_a_method_may_be_given_a_name():
+  files = ["runs/train.gin", "models/tiny.gin", "adapters/ia3.gin"]
+  bindings = [*runs.SMALL, "MODEL_DIR = 'x'", "METHOD = 'mine'"]
+  found = config.resolve(files, bindings)
+  assert found.config.method == "mine"
+  # A run may be resumed under another name.
+  assert "METHOD" not in found.fixed_settings
+
+
 def test_real_runs(tmp_path, capsys):
   """Runs say their seed and method; those of two seeds are one line."""
   data_dir = runs.write_rows(tmp_path / "data", runs.ROWS[:2])
-  for name, seed, extra in (
-    ("ia3", 0, []),
-    ("ia3", 1, []),
-    ("lora", 0, ["--gin.METHOD='mine'"]),
-  ):
-    settings = ["LEARNING_RATE = 0.05", *runs.SMALL, "TRAIN_STEPS = 2"]
+  settings = [*runs.SMALL, "TRAIN_STEPS = 2", "EVAL_FROZEN = False"]
+  for seed in (0, 1):
     with runs.one_device():
       status = cli.main(
         [
           "train",
           "--model=tiny",
-          f"--adapter={name}",
+          "--adapter=ia3",
           f"--data_dir={data_dir}",
-          f"--model_dir={tmp_path / 'runs' / name / f'seed_{seed}'}",
+          f"--model_dir={tmp_path / 'runs' / f'seed_{seed}'}",
           *(f"--gin.{binding.replace(' = ', '=')}" for binding in settings),
           f"--gin.RANDOM_SEED={seed}",
-          *extra,
         ]
       )
     assert status == 0, capsys.readouterr().err
   capsys.readouterr()
   summary = json.loads(
-    (tmp_path / "runs" / "ia3" / "seed_1" / "summary.json").read_text()
+    (tmp_path / "runs" / "seed_1" / "summary.json").read_text()
   )
   assert summary["method"] == "ia3"
   assert summary["random_seed"] == 1
   assert summary["examples"] == {"words": 2}
+  assert summary["settings"]["EVAL_BATCH_SIZE"] == "8"
   status, out, err = run(capsys, tmp_path / "runs", "--to", tmp_path / "out")
   assert status == 0, err
-  table = [line for line in out.splitlines() if line.startswith("| words")]
-  assert len(table) == 2
-  assert "| ia3 " in table[0] and table[0].endswith("|   2 |")
-  assert "| mine " in table[1] and table[1].endswith("|   1 |")
+  (line,) = [line for line in out.splitlines() if line.startswith("| words")]
+  assert "| ia3 " in line
+  assert line.endswith("|   2 |")
