@@ -498,14 +498,14 @@ def _infer(args: Any) -> None:
 
 
 def _report(args: Any) -> None:
-  from peft_jax.train import summary_table
+  from peft_jax.train import summary_files, summary_table
 
   table = summary_table.collect(
     args.runs, metrics=args.metric, over=args.over, partial=args.partial
   )
-  print(summary_table.to_markdown(table), end="")
+  print(summary_files.to_markdown(table), end="")
   if args.to:
-    for path in summary_table.write(table, args.to):
+    for path in summary_files.write(table, args.to):
       print(f"written: {path}", file=sys.stderr)
 
 

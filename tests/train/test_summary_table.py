@@ -10,7 +10,7 @@ import pytest
 from helpers import runs
 
 from peft_jax import cli
-from peft_jax.train import config, summary_table
+from peft_jax.train import config, finished_runs, summary_files, summary_table
 from peft_jax.train.config import ConfigError
 from peft_jax.train.report import spread
 
@@ -144,9 +144,9 @@ def test_what_differs_within_a_method_becomes_a_column(fake, tmp_path):
     ("lora", "16"),
   ]
   assert [r.spread.count for r in table.rows] == [5, 5, 5]
-  header = summary_table.to_markdown(table).splitlines()[2]
+  header = summary_files.to_markdown(table).splitlines()[2]
   assert "| LoRA.rank |" in header
-  panel = summary_table.panels_of(table)[0]
+  panel = summary_files.panels_of(table)[0]
   assert [line.detail for line in panel.lines] == [
     "",
     "LoRA.rank 4",
@@ -185,7 +185,7 @@ def test_folds_are_taken_together_when_asked(fake, tmp_path):
   assert row.spread.median == 70.0
   assert row.spread.iqr == 20.0
   assert list(row.values) == ["0, 0", "0, 10", "0, 20", "0, 30", "0, 40"]
-  assert f"5 runs, over RANDOM_SEED, {name}." in summary_table.to_markdown(
+  assert f"5 runs, over RANDOM_SEED, {name}." in summary_files.to_markdown(
     table
   )
   with pytest.raises(ConfigError, match=r"found 'validation'\. Nearest"):
@@ -259,16 +259,16 @@ def test_runs_by_name_folder_and_pattern(fake, tmp_path):
   seeds_of(fake, "deep/rte/ia3")
   seeds_of(fake, "deep/rte/lora", method="lora")
   root = tmp_path / "deep"
-  assert len(summary_table.find(str(root))) == 10
-  assert len(summary_table.find(str(root / "rte" / "ia3"))) == 5
-  assert len(summary_table.find(f"{root}/*/ia3/seed_[01]")) == 2
-  assert len(summary_table.find(f"{root}/rte/l*")) == 5
+  assert len(finished_runs.find(str(root))) == 10
+  assert len(finished_runs.find(str(root / "rte" / "ia3"))) == 5
+  assert len(finished_runs.find(f"{root}/*/ia3/seed_[01]")) == 2
+  assert len(finished_runs.find(f"{root}/rte/l*")) == 5
   # Named twice, a run counts once.
   table = summary_table.collect([str(root), f"{root}/rte/ia3/seed_0"])
   assert table.runs == 10
   for nothing in (str(root / "cb"), f"{root}/*/bitfit"):
     with pytest.raises(ConfigError, match="expected a run, or a folder with"):
-      summary_table.find(nothing)
+      finished_runs.find(nothing)
 
 
 def test_metrics_are_chosen(fake, tmp_path):
@@ -289,13 +289,13 @@ def test_metrics_are_chosen(fake, tmp_path):
 def test_summaries_that_say_too_little_are_refused(fake, tmp_path):
   old = fake("old", {"accuracy": 60.0}, without=["method", "examples"])
   with pytest.raises(ConfigError, match="expected method, examples, found non"):
-    summary_table.read(old)
+    finished_runs.read(old)
   with pytest.raises(ConfigError, match="its examples have no labels"):
-    summary_table.read(fake("unlabelled", {}))
+    finished_runs.read(fake("unlabelled", {}))
   broken = fake("broken", {"accuracy": 60.0})
   (tmp_path / "broken" / "summary.json").write_text("{")
   with pytest.raises(ConfigError, match=r"summary\.json of a run, found JSON"):
-    summary_table.read(broken)
+    finished_runs.read(broken)
 
 
 def test_files_are_written(fake, tmp_path, capsys):
@@ -336,13 +336,13 @@ def test_files_are_written(fake, tmp_path, capsys):
 
 def test_names_of_columns_stay_apart():
   names = ["a/adapters.LoRA.rank", "b/adapters.LoRA.rank", "BATCH_SIZE"]
-  assert summary_table.header_of(names) == names
+  assert summary_files.header_of(names) == names
 
 
 def test_cells_do_not_break_the_table(fake, tmp_path):
   for value in ("'a|b'", "'c'"):
     fake(f"x{value[1]}", {"accuracy": 60.0}, PATTERN=value)
-  text = summary_table.to_markdown(summary_table.collect([str(tmp_path)]))
+  text = summary_files.to_markdown(summary_table.collect([str(tmp_path)]))
   assert r"'a\|b'" in text
 
 
@@ -371,7 +371,7 @@ def test_without_matplotlib_a_warning_says_so(fake, tmp_path, monkeypatch):
   fake("a", {"accuracy": 60.0})
   table = summary_table.collect([str(tmp_path / "a")])
   with pytest.warns(UserWarning, match=r"so summary\.png is not written"):
-    written = summary_table.write(table, tmp_path / "to")
+    written = summary_files.write(table, tmp_path / "to")
   assert [path.rsplit("/", 1)[-1] for path in written] == [
     "summary.md",
     "summary.csv",
