@@ -9,8 +9,8 @@ import numpy as np
 from peft_jax.train.config import ConfigError
 from peft_jax.train.finished_runs import SEED, Run, gather
 
-# Beside the run's own, the seed of a few-shot task's sample: the runs of T-Few's
-# protocol change both.
+# Beside the run's own, the seed of a few-shot task's sample: T-Few's protocol
+# changes both from run to run.
 SAMPLE_SEED = "FEW_SHOT_SEED"
 
 

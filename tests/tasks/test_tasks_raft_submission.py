@@ -1,11 +1,12 @@
 """Submissions to RAFT's leaderboard: the official form, whole or not at all."""
 
 import csv
+import doctest
 
 import numpy as np
 import pytest
 
-from peft_jax.tasks import raft_submission
+from peft_jax.tasks import raft, raft_spec, raft_submission
 from peft_jax.tasks.raft_spec import SPECS
 from peft_jax.tasks.sources import DataError
 
@@ -112,3 +113,10 @@ def test_what_is_not_whole_is_not_written(tmp_path, change, message):
 def test_unknown_tasks(tmp_path):
   with pytest.raises(DataError, match="expected one of RAFT's tasks"):
     raft_submission.write("superglue_rte", [], tmp_path)
+
+
+@pytest.mark.parametrize("module", [raft, raft_spec, raft_submission])
+def test_examples_of_the_docstrings(module):
+  found = doctest.testmod(module)
+  assert found.attempted > 0
+  assert found.failed == 0

@@ -1,6 +1,7 @@
 """peft-jax report: several runs in one table."""
 
 import csv
+import doctest
 import json
 import subprocess
 import sys
@@ -332,6 +333,13 @@ def test_files_are_written(fake, tmp_path, capsys):
   }
   assert rows[0]["run"] == str(tmp_path / "runs" / "ia3" / "seed_0")
   assert (to / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("module", [summary_table, summary_files])
+def test_examples_of_the_docstrings(module):
+  found = doctest.testmod(module)
+  assert found.attempted > 0
+  assert found.failed == 0
 
 
 def test_names_of_columns_stay_apart():
