@@ -118,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
   )
   _add_neighbors_arguments(neighbors)
 
+  report = add(
+    "report",
+    _report,
+    "put finished runs into a table: median and quartiles over seeds",
+    reads_data=False,
+  )
+  _add_report_arguments(report)
+
   export = add(
     "export",
     _export,
@@ -278,6 +286,32 @@ def _add_neighbors_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--picture", metavar="FILE.png", help="or: FILE.svg")
 
 
+def _add_report_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "runs", nargs="+", metavar="RUN", help="a run, a folder of runs, a pattern"
+  )
+  command.add_argument(
+    "--metric",
+    action="append",
+    default=[],
+    metavar="NAME",
+    help="accuracy or rte/accuracy; default: all",
+  )
+  command.add_argument(
+    "--over",
+    action="append",
+    default=[],
+    metavar="SETTING",
+    help="take its values together, as those of RANDOM_SEED",
+  )
+  command.add_argument(
+    "--partial", action="store_true", help="leave out unfinished runs"
+  )
+  command.add_argument(
+    "--to", metavar="DIR", help="write Markdown, CSV and a picture there"
+  )
+
+
 def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
   group = command.add_argument_group(
     "answers", "default: as the run's evaluations, which decode greedily"
@@ -363,6 +397,7 @@ def _resolve(args: Any) -> Any:
     "VOCABULARY": args.vocabulary,
     "MODEL_DIR": args.model_dir or _default_model_dir(args),
     "WARM_START": args.warm_start,
+    "METHOD": args.adapter or args.recipe,
   }
   bindings += [f"{name} = {v!r}" for name, v in macros.items() if v]
   return config.resolve(files, [*bindings, *args.bindings], _search_paths(args))
@@ -589,6 +624,18 @@ def _neighbors(args: Any) -> None:
   if args.json:
     text = json.dumps(neighbors.to_json(found), ensure_ascii=False, indent=2)
     Path(args.json).write_text(text + "\n")
+
+
+def _report(args: Any) -> None:
+  from peft_jax.train import summary_files, summary_table
+
+  table = summary_table.collect(
+    args.runs, metrics=args.metric, over=args.over, partial=args.partial
+  )
+  print(summary_files.to_markdown(table), end="")
+  if args.to:
+    for path in summary_files.write(table, args.to):
+      print(f"written: {path}", file=sys.stderr)
 
 
 def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -4,11 +4,14 @@ In a T5X gin file: `MIXTURE_OR_TASK_MODULE = "peft_jax.tasks"`. Nothing is read
 or downloaded before a task is used.
 
 Users' own files: `jsonl.register`. Local SuperGLUE files: `superglue.register`.
+RAFT: `raft.register`, `raft_submission.write`.
 """
 
 from peft_jax.tasks import jsonl as jsonl
 from peft_jax.tasks import metrics as metrics
 from peft_jax.tasks import preprocessors as preprocessors
+from peft_jax.tasks import raft as raft
+from peft_jax.tasks import raft_submission as raft_submission
 from peft_jax.tasks import sources as sources
 from peft_jax.tasks import superglue as superglue
 from peft_jax.tasks import vocabularies as vocabularies

@@ -2,7 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import seqio
 
@@ -10,6 +11,7 @@ from peft_jax.tasks import (
   c4,
   jsonl,
   quickstart,
+  raft,
   sources,
   superglue,
   table2text,
@@ -24,6 +26,7 @@ def prepare(
   vocabulary: str,
   data_dir: str = "",
   answer_choices: Sequence[str] = (),
+  raft_settings: Mapping[str, Any] | None = None,
 ) -> seqio.Task | seqio.Mixture:
   """Returns the task or mixture of that name, over local files if asked.
 
@@ -34,10 +37,11 @@ def prepare(
   Args:
     name: a registered task or mixture, or any name for own files.
     vocabulary: see `vocabularies.load`.
-    data_dir: for SuperGLUE, C4 and E2E the folder of their files; for others
-      a folder with `train.jsonl` and `validation.jsonl` of `{"inputs",
+    data_dir: for SuperGLUE, RAFT, C4 and E2E the folder of their files; for
+      others a folder with `train.jsonl` and `validation.jsonl` of `{"inputs",
       "targets"}` rows. Empty: TFDS.
     answer_choices: the only targets that own files may have.
+    raft_settings: for RAFT's tasks, see `raft.register`.
 
   Raises:
     DataError: for an unknown task, with the nearest names, or bad files.
@@ -54,6 +58,10 @@ def prepare(
     _register_superglue(name, vocabulary=vocabulary, data_dir=data_dir)
   elif name == c4.PREFIX_LM:
     c4.register(data_dir=data_dir, vocabulary=vocabulary)
+  elif name.startswith(raft.PREFIX):
+    raft.register(
+      name, data_dir=data_dir, vocabulary=vocabulary, **(raft_settings or {})
+    )
   elif name == table2text.E2E:
     table2text.register(data_dir=data_dir, vocabulary=vocabulary)
   elif data_dir:

@@ -28,6 +28,26 @@ class ConfigError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Raft:
+  """How RAFT's tasks are asked and split; see `peft_jax.tasks.raft.register`.
+
+  Attributes:
+    labels: how an input lists the possible labels.
+    clean_labels: Banking77's labels with blanks for underscores.
+    field_order: the fields in the order of T-Few's settings, or of the file.
+    instructions: T-Few's file of settings; empty: what the data folder has, or
+      ours.
+    validation_start: first of the 10 rows held out of the 50; None: none is.
+  """
+
+  labels: Literal["comma", "numbered", "none"] = "comma"
+  clean_labels: bool = False
+  field_order: Literal["settings", "columns"] = "settings"
+  instructions: str = ""
+  validation_start: int | None = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Everything that a run is told; gin binds these fields from macros.
 
@@ -82,6 +102,8 @@ class Config:
     model_parallel: devices that share one copy of the model.
     answer_choices: the only targets that files of your own may have.
     allow_cut_targets: trains although targets are longer than allowed.
+    raft: of the tasks `raft_*`, see `Raft`.
+    method: name of the method in `peft-jax report`; empty: the adapters'.
   """
 
   network: nn.Module
@@ -127,6 +149,8 @@ class Config:
   model_parallel: int = 1
   allow_cut_targets: bool = False
   answer_choices: Sequence[str] = ()
+  raft: Raft = dataclasses.field(default_factory=Raft)
+  method: str = ""
 
   def __post_init__(self) -> None:
     for name in (
@@ -205,6 +229,7 @@ class Adapters:
 _MAY_CHANGE = (
   "MODEL_DIR",
   "ANSWER_BY",
+  "METHOD",
   "EVAL_PERIOD",
   "EVAL_BATCH_SIZE",
   "EVAL_FROZEN",

@@ -47,6 +47,7 @@ def get_task(config: Config) -> Task:
     vocabulary=config.vocabulary,
     data_dir=config.data_dir,
     answer_choices=config.answer_choices,
+    raft_settings=dataclasses.asdict(config.raft),
   )
 
 

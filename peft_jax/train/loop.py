@@ -300,7 +300,7 @@ class Evaluator:
     Raises:
       ConfigError: if no task has it.
     """
-    name = self.config.best_metric or next(iter(metrics))
+    name = self.config.best_metric or next(iter(metrics), "")
     if name not in metrics:
       raise ConfigError(
         f"expected BEST_METRIC to be one of {sorted(metrics)}, found {name!r}."
@@ -448,12 +448,23 @@ def _write_results(
     run_dir.write_predictions(config.model_dir, e.task, task_rows)
     rows.extend(task_rows)
   folder = locate(config.model_dir)
-  run_dir.write_json(folder / run_dir.SUMMARY, dataclasses.asdict(summary))
+  method = " + ".join(sorted({row.adapter for row in run.rows}))
+  run_dir.write_json(
+    folder / run_dir.SUMMARY,
+    {
+      **dataclasses.asdict(summary),
+      # For tables of several runs.
+      "method": config.method or method,
+      "random_seed": config.random_seed,
+      "examples": {e.task: len(e.predictions) for e in adapted},
+      "settings": dict(resolved.settings),
+    },
+  )
   report.write_report(
     folder,
     report.Report(
       title=f"{config.task} on {config.model_name or 'the backbone'}",
-      method=" + ".join(sorted({row.adapter for row in run.rows})),
+      method=method,
       rules=run.rows,
       trained_parameters=summary.trained_parameters,
       backbone_parameters=summary.backbone_parameters,

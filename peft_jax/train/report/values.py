@@ -6,7 +6,7 @@ import re
 from peft_jax.train import progress
 
 _PERCENTS = frozenset(
-  ["accuracy", "em", "exact_match", "f1", "sequence_accuracy"]
+  ["accuracy", "em", "exact_match", "f1", "macro_f1", "sequence_accuracy"]
 )
 # What no browser can show, and half surrogates, which UTF-8 cannot hold.
 UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
