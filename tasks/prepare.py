@@ -2,11 +2,20 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 import seqio
 
-from peft_jax.tasks import jsonl, quickstart, sources, superglue, table2text
+from peft_jax.tasks import (
+  glue,
+  jsonl,
+  mrqa,
+  quickstart,
+  sources,
+  superglue,
+  table2text,
+)
 
 _SPLITS = ("train", "validation", "test")
 
@@ -27,9 +36,9 @@ def prepare(
   Args:
     name: a registered task or mixture, or any name for own files.
     vocabulary: see `vocabularies.load`.
-    data_dir: for SuperGLUE and E2E the folder of the official files; for others
-      a folder with `train.jsonl` and `validation.jsonl` of `{"inputs",
-      "targets"}` rows. Empty: TFDS.
+    data_dir: for the public tasks the folder of the official files (see
+      docs/tasks.md); for others a folder with `train.jsonl` and
+      `validation.jsonl` of `{"inputs", "targets"}` rows. Empty: TFDS.
     answer_choices: the only targets that own files may have.
 
   Raises:
@@ -43,10 +52,8 @@ def prepare(
         f" {vocabulary!r} and data_dir {data_dir!r}. Use --model tiny, and no"
         " data_dir."
       )
-  elif name.startswith("superglue_"):
-    _register_superglue(name, vocabulary=vocabulary, data_dir=data_dir)
-  elif name == table2text.E2E:
-    table2text.register(data_dir=data_dir, vocabulary=vocabulary)
+  elif family := next((p for p in _FAMILIES if re.fullmatch(p, name)), None):
+    _FAMILIES[family](name, vocabulary, data_dir)
   elif data_dir:
     files = {
       split: os.path.join(data_dir, f"{split}.jsonl") for split in _SPLITS
@@ -69,9 +76,39 @@ def prepare(
   return seqio.get_mixture_or_task(name)
 
 
-def _register_superglue(name: str, *, vocabulary: str, data_dir: str) -> None:
+def _superglue(name: str, vocabulary: str, data_dir: str) -> None:
   short = name.removeprefix("superglue_")
-  tasks = [short] if short in superglue.SPECS else list(superglue.SPECS)
-  superglue.register(
-    data_dir=data_dir or None, vocabulary=vocabulary, tasks=tasks
-  )
+  tasks = superglue.MIXED if name == superglue.MIXTURE else (short,)
+  if set(tasks) <= superglue.SPECS.keys():
+    superglue.register(
+      data_dir=data_dir or None, vocabulary=vocabulary, tasks=tasks
+    )
+
+
+def _glue(name: str, vocabulary: str, data_dir: str) -> None:
+  if name in (*glue.TASKS, *glue.MIXTURES):
+    glue.register(
+      data_dir=data_dir or None, vocabulary=vocabulary, names=(name,)
+    )
+
+
+def _mrqa(name: str, vocabulary: str, data_dir: str) -> None:
+  if name in (*mrqa.TASKS, mrqa.MIXTURE):
+    mrqa.register(
+      data_dir=data_dir or None, vocabulary=vocabulary, names=(name,)
+    )
+
+
+def _e2e(name: str, vocabulary: str, data_dir: str) -> None:
+  del name
+  table2text.register(data_dir=data_dir, vocabulary=vocabulary)
+
+
+# Names of tasks, as a pattern -> what registers them: (name, vocabulary,
+# data_dir). It registers nothing for a name that it does not know.
+_FAMILIES: Mapping[str, Callable[[str, str, str], None]] = {
+  r"superglue_.*": _superglue,
+  r"glue_.*": _glue,
+  r"squad|squad_to_.*|mrqa_.*": _mrqa,
+  table2text.E2E: _e2e,
+}
