@@ -106,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
   infer.add_argument("--output", required=True, help="rows with prediction")
   _add_decoding_arguments(infer)
 
+  submit = add("submit", _submit, "write the files that a benchmark takes")
+  _add_submit_arguments(submit)
+
   export = add(
     "export",
     _export,
@@ -233,6 +236,18 @@ def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
     model_dir="plan",
     warm_start=None,
   )
+
+
+def _add_submit_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "sources",
+    nargs="+",
+    metavar="RUN_OR_FILE",
+    help="an adapter, which answers the test split, or predictions, JSONL",
+  )
+  command.add_argument("--benchmark", required=True, metavar="NAME")
+  command.add_argument("--to", required=True, metavar="DIR")
+  _add_decoding_arguments(command)
 
 
 def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
@@ -460,6 +475,31 @@ def _infer(args: Any) -> None:
     args.adapter, bindings=args.bindings, search_paths=_search_paths(args)
   )
   _write_rows(args.output, opened.infer(found, rows, how=how))
+
+
+def _submit(args: Any) -> None:
+  from peft_jax.tasks import submission
+
+  submission.find(args.benchmark)  # before a model is loaded
+  how = _decoding(args)
+  parts = [
+    submission.read(source)
+    if Path(source).is_file()
+    else _test_predictions(args, source, how)
+    for source in args.sources
+  ]
+  predictions = submission.merged(parts)
+  for path in submission.write(args.benchmark, predictions, args.to):
+    print(path)
+
+
+def _test_predictions(args: Any, adapter: str, how: Any) -> Any:
+  from peft_jax.train import opened, unlabelled
+
+  found = opened.open_adapter(
+    adapter, bindings=args.bindings, search_paths=_search_paths(args)
+  )
+  return unlabelled.predict(found, how=how)
 
 
 def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:
