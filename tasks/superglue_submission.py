@@ -135,7 +135,7 @@ def _checked(
 
 
 def _idx(spec: Spec, row: Mapping[str, Any]) -> Idx:
-  value = row.get("idx")
+  value: Any = row.get("idx")
   numbers = value if isinstance(value, list | tuple) else [value]
   wanted = max(1, len(spec.idx))
   if len(numbers) != wanted or not all(type(n) is int for n in numbers):
