@@ -66,7 +66,7 @@ ROWS = {
       "passage": {
         "text": _PASSAGE,
         "entities": [
-          {"start": 29, "end": 30},
+          {"start": 27, "end": 28},
           {"start": 0, "end": 2},
           {"start": 0, "end": 2},
           {"start": 11, "end": 13},
@@ -77,7 +77,7 @@ ROWS = {
           "idx": 40,
           "query": "@placeholder saw something.",
           "answers": [
-            {"start": 29, "end": 30, "text": "Bo"},
+            {"start": 27, "end": 28, "text": "Bo"},
             {"start": 0, "end": 2, "text": "Ann"},
             {"start": 0, "end": 2, "text": "Ann"},
           ],
