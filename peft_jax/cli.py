@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
   )
   _add_report_arguments(report)
 
+  submit = add("submit", _submit, "write the files that a benchmark takes")
+  _add_submit_arguments(submit)
+
   export = add(
     "export",
     _export,
@@ -310,6 +313,18 @@ def _add_report_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument(
     "--to", metavar="DIR", help="write Markdown, CSV and a picture there"
   )
+
+
+def _add_submit_arguments(command: argparse.ArgumentParser) -> None:
+  command.add_argument(
+    "sources",
+    nargs="+",
+    metavar="RUN_OR_FILE",
+    help="an adapter, which answers the test split, or predictions, JSONL",
+  )
+  command.add_argument("--benchmark", required=True, metavar="NAME")
+  command.add_argument("--to", required=True, metavar="DIR")
+  _add_decoding_arguments(command)
 
 
 def _add_decoding_arguments(command: argparse.ArgumentParser) -> None:
@@ -636,6 +651,31 @@ def _report(args: Any) -> None:
   if args.to:
     for path in summary_files.write(table, args.to):
       print(f"written: {path}", file=sys.stderr)
+
+
+def _submit(args: Any) -> None:
+  from peft_jax.tasks import submission
+
+  submission.find(args.benchmark)  # before a model is loaded
+  how = _decoding(args)
+  parts = [
+    submission.read(source)
+    if Path(source).is_file()
+    else _test_predictions(args, source, how)
+    for source in args.sources
+  ]
+  predictions = submission.merged(parts)
+  for path in submission.write(args.benchmark, predictions, args.to):
+    print(path)
+
+
+def _test_predictions(args: Any, adapter: str, how: Any) -> Any:
+  from peft_jax.train import opened, unlabelled
+
+  found = opened.open_adapter(
+    adapter, bindings=args.bindings, search_paths=_search_paths(args)
+  )
+  return unlabelled.predict(found, how=how)
 
 
 def _write_rows(path: str, rows: Sequence[dict[str, Any]]) -> None:

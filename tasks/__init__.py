@@ -3,12 +3,14 @@
 In a T5X gin file: `MIXTURE_OR_TASK_MODULE = "peft_jax.tasks"`. Nothing is read
 or downloaded before a task is used.
 
-Users' own files: `jsonl.register`. Local SuperGLUE files: `superglue.register`.
-RAFT: `raft.register`, `raft_submission.write`.
+Users' own files: `jsonl.register`. The official files of a benchmark:
+`superglue.register`, `glue.register`, `mrqa.register`, `raft.register`.
 """
 
+from peft_jax.tasks import glue as glue
 from peft_jax.tasks import jsonl as jsonl
 from peft_jax.tasks import metrics as metrics
+from peft_jax.tasks import mrqa as mrqa
 from peft_jax.tasks import preprocessors as preprocessors
 from peft_jax.tasks import raft as raft
 from peft_jax.tasks import raft_submission as raft_submission

@@ -34,7 +34,7 @@ def accuracy(
     MetricError: if the two differ in length, are empty, or a target has no
       label.
   """
-  _check(targets, predictions, metric="accuracy")
+  check(targets, predictions, metric="accuracy")
   return {"accuracy": _percent_equal(targets, predictions)}
 
 
@@ -58,13 +58,97 @@ def exact_match(
     MetricError: if the two differ in length, are empty, or a target has no
       label.
   """
-  _check(targets, predictions, metric="exact_match")
+  check(targets, predictions, metric="exact_match")
   return {
     "exact_match": _percent_equal(
       [text.strip() for text in targets],
       [text.strip() for text in predictions],
     )
   }
+
+
+def f1(
+  targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]
+) -> dict[str, float]:
+  """Returns F1 of the positive class, accuracy, and the mean of both, in %.
+
+  GLUE's score of MRPC and QQP. A prediction that is no label counts as the
+  wrong one of the two, as in T5 (t5/evaluation/metrics.py).
+
+  Example:
+    >>> answers = ["yes", "no", "no", "no"]
+    >>> f1(["yes", "yes", "yes", "no"], answers, labels=("no", "yes"))
+    {'mean': 50.0, 'f1': 50.0, 'accuracy': 50.0}
+
+  Args:
+    targets: the right labels.
+    predictions: the model's answers, in the same order.
+    labels: the negative and the positive one.
+
+  Raises:
+    MetricError: see `accuracy`.
+  """
+  check(targets, predictions, metric="f1")
+  return with_mean(
+    f1=percent_f1(targets, predictions, labels=labels),
+    accuracy=_percent_equal(targets, predictions),
+  )
+
+
+def macro_f1(
+  targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]
+) -> dict[str, float]:
+  """Returns the mean F1 of all classes, accuracy, and the mean of both, in %.
+
+  SuperGLUE's score of CB. A class that is neither asked for nor predicted has
+  an F1 of 0; a prediction that is no label counts against its target's class.
+
+  Example:
+    >>> macro_f1(["a", "b"], ["a", "neither"], labels=("a", "b"))
+    {'mean': 50.0, 'macro_f1': 50.0, 'accuracy': 50.0}
+
+  Args:
+    targets: the right labels.
+    predictions: the model's answers, in the same order.
+    labels: all classes.
+
+  Raises:
+    MetricError: see `accuracy`.
+  """
+  check(targets, predictions, metric="macro_f1")
+  scores = [_f1_of(label, targets, predictions) for label in labels]
+  return with_mean(
+    macro_f1=100.0 * sum(scores) / len(scores),
+    accuracy=_percent_equal(targets, predictions),
+  )
+
+
+def percent_f1(
+  targets: Sequence[str], predictions: Sequence[str], *, labels: Sequence[str]
+) -> float:
+  """Returns F1 of the second label alone, see `f1`; nothing is checked.
+
+  Example:
+    >>> percent_f1(["no"], ["yes"], labels=("no", "yes"))
+    0.0
+  """
+  negative, positive = labels
+  other = {negative: positive, positive: negative}
+  valid = [
+    prediction if prediction in other else other[target]
+    for target, prediction in zip(targets, predictions, strict=True)
+  ]
+  return 100.0 * _f1_of(positive, targets, valid)
+
+
+def with_mean(**scores: float) -> dict[str, float]:
+  """Returns the scores behind their mean, which is a benchmark's score.
+
+  Example:
+    >>> with_mean(f1=40.0, accuracy=60.0)
+    {'mean': 50.0, 'f1': 40.0, 'accuracy': 60.0}
+  """
+  return {"mean": sum(scores.values()) / len(scores), **scores}
 
 
 def bleu(
@@ -87,7 +171,7 @@ def bleu(
   """
   import sacrebleu  # takes a second, and most tasks do not need it
 
-  _check(targets, predictions, metric="bleu")
+  check(targets, predictions, metric="bleu")
   texts = [[t] if isinstance(t, str) else list(t) for t in targets]
   # sacreBLEU wants the first texts of all, then the second ones, ...
   width = max(map(len, texts))
@@ -99,6 +183,18 @@ def bleu(
   return {"bleu": float(score.score)}
 
 
+def _f1_of(
+  label: str, targets: Sequence[str], predictions: Sequence[str]
+) -> float:
+  """Returns F1 of one class, 0 to 1; 0 if it is neither right nor predicted."""
+  right = sum(
+    target == prediction == label
+    for target, prediction in zip(targets, predictions, strict=True)
+  )
+  asked, answered = list(targets).count(label), list(predictions).count(label)
+  return 2 * right / (asked + answered) if asked + answered else 0.0
+
+
 def _percent_equal(targets: Sequence[Any], predictions: Sequence[Any]) -> float:
   equal = sum(
     bool(target == prediction)
@@ -107,9 +203,15 @@ def _percent_equal(targets: Sequence[Any], predictions: Sequence[Any]) -> float:
   return 100.0 * equal / len(targets)
 
 
-def _check(
+def check(
   targets: Sequence[Any], predictions: Sequence[Any], *, metric: str
 ) -> None:
+  """Refuses what cannot be compared.
+
+  Raises:
+    MetricError: if the two differ in length, are empty, or a target has no
+      label.
+  """
   if len(targets) != len(predictions):
     raise MetricError(
       f"{metric}: expected one prediction for each of {len(targets)} targets,"

@@ -22,6 +22,8 @@ def t5_text(
   benchmark: str,
   text_fields: Sequence[str],
   labels: Sequence[str],
+  idx: Sequence[str] = (),
+  without_markup: bool = False,
 ) -> tf.data.Dataset:
   """Writes classification rows as T5 does: the task's name, then its fields.
 
@@ -51,20 +53,47 @@ def t5_text(
     benchmark: the task's name, the first word of every input.
     text_fields: the fields to write, in this order.
     labels: the text of each class.
+    idx: see `example_idx`.
+    without_markup: whether the HTML that MultiRC has is taken out.
   """
 
-  def write(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+  def write(row: dict[str, Any]) -> dict[str, tf.Tensor]:
     parts = [benchmark]
     for name in text_fields:
       parts += [f"{name}:", row[name]]
+    text = tf.strings.join(parts, separator=" ")
+    if without_markup:
+      text = tf.strings.regex_replace(text, "<br>", " ")
+      text = tf.strings.regex_replace(text, "</?b>", "")
     return {
-      "inputs": tf.strings.join(parts, separator=" "),
+      "inputs": text,
       **labelled(row["label"], choices=tf.constant(list(labels))),
-      # 32 bits in TFDS and 64 in local files: one type, so that both mix.
-      "idx": tf.cast(row["idx"], tf.int64),
+      "idx": example_idx(row, idx),
     }
 
   return dataset.map(write, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def example_idx(row: Mapping[str, Any], names: Sequence[str]) -> tf.Tensor:
+  """Returns [] or [N] what the official files call an example.
+
+  Example:
+    >>> nested = {"idx": {"passage": 3, "query": 14}}
+    >>> example_idx(nested, ("passage", "query")).numpy().tolist()
+    [3, 14]
+
+  Args:
+    row: with a number `idx`, an object `idx` of numbers (TFDS), or a number
+      `idx/<name>` for each of the names (local files).
+    names: of the N numbers, outermost first; none: one number.
+  """
+  # 32 bits in TFDS and 64 in local files: one type, so that both mix.
+  if not names:
+    return tf.cast(row["idx"], tf.int64)
+  found = [
+    row["idx"][name] if "idx" in row else row[f"idx/{name}"] for name in names
+  ]
+  return tf.stack([tf.cast(number, tf.int64) for number in found])
 
 
 def label_targets(

@@ -1,4 +1,7 @@
-r"""JSON-lines files as a SeqIO data source, checked before they are used.
+r"""Files of rows as a SeqIO data source, checked before they are used.
+
+JSON lines, or tab-separated values below a line of names if the file is a
+`.tsv`; either may be packed (`.gz`).
 
 Every row of every split is read and checked when the source is made, so that a
 bad line stops a run before a model is built, with its file and line number:
@@ -9,8 +12,11 @@ bad line stops a run before a model is built, with its file and line number:
 
 import codecs
 import dataclasses
+import functools
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -49,7 +55,7 @@ class DataError(ValueError):
   """A data file that is missing or has a row that cannot be used."""
 
 
-class _RowError(ValueError):
+class RowError(ValueError):
   """What is wrong with a row; the reader adds the file and the line."""
 
 
@@ -82,10 +88,12 @@ FieldType = (
 )
 # Returns what is wrong with a row whose fields are right, one by one.
 RowCheck = Callable[[Mapping[str, Any]], str | None]
+# (an object of a file, its split) -> the rows that it stands for.
+Expand = Callable[[Mapping[str, Any], str], Iterable[Mapping[str, Any]]]
 
 
 class JsonLinesSource(seqio.DataSource):
-  r"""Reads one JSON-lines file for each split, and checks all of them.
+  r"""Reads one file of rows for each split, and checks all of them.
 
   The rows are held in memory. They keep the order of the file unless SeqIO asks
   for shuffling; then the order depends on the seed alone. A shard is every
@@ -115,6 +123,7 @@ class JsonLinesSource(seqio.DataSource):
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
     row_number: str | None = None,
     check: RowCheck | None = None,
+    expand: Expand | None = None,
   ):
     """Reads and checks the files.
 
@@ -129,10 +138,13 @@ class JsonLinesSource(seqio.DataSource):
         file, from 0. Default: none.
       check: returns what is wrong with a row, as "expected ..., found ...", or
         None. Default: nothing.
+      expand: returns the rows that an object of a file stands for, none or
+        several; may raise `RowError`. Default: the object is the row.
 
     Raises:
-      DataError: if a file is missing or empty, or a row is not a JSON object,
-        lacks a field or has a value of another type or outside a `Label`.
+      DataError: if a file is missing or has no rows, or a row is not a JSON
+        object, lacks a field or has a value of another type or outside a
+        `Label`.
     """
     self._paths = {s: os.fspath(path) for s, path in split_to_path.items()}
     self._columns = {
@@ -142,6 +154,7 @@ class JsonLinesSource(seqio.DataSource):
           fields=fields,
           defaults=(defaults or {}).get(split),
           check=check,
+          expand=expand and functools.partial(_expand, expand, split),
         ),
         fields=fields,
         row_number=row_number,
@@ -237,8 +250,10 @@ def read_rows(
   fields: Mapping[str, FieldType],
   defaults: Mapping[str, Any] | None = None,
   check: RowCheck | None = None,
+  expand: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
+  | None = None,
 ) -> list[dict[str, Any]]:
-  r"""Returns the checked rows of a JSON-lines file.
+  r"""Returns the checked rows of a file.
 
   Example:
     >>> import pathlib, tempfile
@@ -253,11 +268,12 @@ def read_rows(
     [{'text': 'fine', 'label': -1}]
 
   Args:
-    path: the file, UTF-8, one JSON object on each line.
+    path: the file, UTF-8: one JSON object on each line, or `.tsv`.
     fields: the fields to read and their types.
     defaults: what stands for a field that a row lacks or has as null. Default:
       no row may lack a field.
     check: see `JsonLinesSource`.
+    expand: see `JsonLinesSource`, without the split.
 
   Raises:
     DataError: see `JsonLinesSource`.
@@ -266,22 +282,65 @@ def read_rows(
   lines = _read_file(path).removeprefix(codecs.BOM_UTF8).split(b"\n")
   while lines and not lines[-1].strip():
     lines.pop()
-  if not lines:
+  parse, first = _parse_object, 1
+  if lines and path.removesuffix(".gz").endswith(".tsv"):
+    parse, first = functools.partial(_parse_tabs, header=lines.pop(0)), 2
+  rows = []
+  for number, line in enumerate(lines, start=first):
+    try:
+      parsed = parse(line)
+      for given in expand(parsed) if expand else [parsed]:
+        row = _parse_row(given, fields=fields, defaults=defaults or {})
+        wrong = check(row) if check else None
+        if wrong:
+          raise RowError(wrong)
+        rows.append(row)
+    except RowError as error:
+      raise DataError(f"{path}:{number}: {error}") from None
+  if not rows:
+    found = "none of use" if lines else "an empty file"
     raise DataError(
-      f"{path}: expected one JSON object on each line, found an empty file."
+      f"{path}: expected one JSON object on each line, found {found}."
       " Write the rows again or give another file."
     )
-  rows = []
-  for number, line in enumerate(lines, start=1):
-    try:
-      row = _parse_row(line, fields=fields, defaults=defaults or {})
-      wrong = check(row) if check else None
-      if wrong:
-        raise _RowError(wrong)
-      rows.append(row)
-    except _RowError as error:
-      raise DataError(f"{path}:{number}: {error}") from None
   return rows
+
+
+def _expand(
+  expand: Expand, split: str, parsed: Mapping[str, Any]
+) -> Iterable[Mapping[str, Any]]:
+  return expand(parsed, split)
+
+
+def part(container: Mapping[str, Any], name: str, kind: type) -> Any:
+  """Returns a part of a nested row, for `expand`.
+
+  Example:
+    >>> part({"passage": {"text": "Rain."}}, "passage", dict)
+    {'text': 'Rain.'}
+
+  Args:
+    container: the object.
+    name: of its field.
+    kind: `str`, `int`, `dict`, or `list`: then a list of objects.
+
+  Raises:
+    RowError: if it is not there, or of another type.
+  """
+  found = container.get(name)
+  if type(found) is not kind:
+    raise RowError(
+      f'field "{name}": expected {_JSON_NAMES[kind]}, found {_show(found)}.'
+      " Correct the row."
+    )
+  if isinstance(found, list):
+    for item in found:
+      if not isinstance(item, dict):
+        raise RowError(
+          f'field "{name}": expected a list of objects, found {_show(item)} in'
+          " it. Correct the row."
+        )
+  return found
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
@@ -302,7 +361,15 @@ def _read_file(path: str) -> bytes:
       " Give the path of a file, or put the file there."
     )
   with tf.io.gfile.GFile(path, "rb") as file:
-    return file.read()
+    content = file.read()
+  if not path.endswith(".gz"):
+    return content
+  try:
+    return gzip.decompress(content)
+  except (OSError, EOFError, zlib.error) as error:
+    raise DataError(
+      f"{path}: expected a whole gzip file, found {error}. Get it again."
+    ) from None
 
 
 def _nearest_folder(path: str) -> str:
@@ -318,16 +385,15 @@ def _nearest_folder(path: str) -> str:
 
 
 def _parse_row(
-  line: bytes,
+  row: Mapping[str, Any],
   *,
   fields: Mapping[str, FieldType],
   defaults: Mapping[str, Any],
 ) -> dict[str, Any]:
-  row = _parse_object(line)
   given = {name: value for name, value in row.items() if value is not None}
   missing = [n for n in fields if n not in given and n not in defaults]
   if missing:
-    raise _RowError(
+    raise RowError(
       f"expected the fields {_names(fields)}, found {_names(given) or 'none'}:"
       f" {_names(missing)} missing or null. Add what is missing to the row."
     )
@@ -339,22 +405,41 @@ def _parse_row(
   }
 
 
-def _parse_object(line: bytes) -> dict[str, Any]:
+def _parse_tabs(line: bytes, *, header: bytes) -> dict[str, str]:
+  """Returns a line of a .tsv; quotation marks mean nothing there."""
+  names, values = (
+    _decoded(text).rstrip("\r").split("\t") for text in (header, line)
+  )
+  if len(values) > len(names):
+    raise RowError(
+      f"expected {len(names)} values between tabs, found {len(values)}."
+      " Correct the row."
+    )
+  return dict(zip(names, values, strict=False))
+
+
+def _decoded(line: bytes) -> str:
   try:
-    row = json.loads(line.decode("utf-8"))
+    return line.decode("utf-8")
   except UnicodeDecodeError as error:
-    raise _RowError(
+    raise RowError(
       f"expected UTF-8 text, found the byte {line[error.start]:#04x} at column"
       f" {error.start + 1}. Save the file as UTF-8."
     ) from None
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+  text = _decoded(line)
+  try:
+    row = json.loads(text)
   except json.JSONDecodeError as error:
-    found = _cut(line.decode("utf-8").strip()) or "an empty line"
-    raise _RowError(
+    found = _cut(text.strip()) or "an empty line"
+    raise RowError(
       f"expected a JSON object, found {found} ({error.msg} at column"
       f" {error.colno}). Write one whole JSON object on each line."
     ) from None
   if not isinstance(row, dict):
-    raise _RowError(
+    raise RowError(
       f"expected a JSON object, found {_JSON_NAMES[type(row)]}. Write one whole"
       " JSON object on each line."
     )
@@ -366,7 +451,7 @@ def _parse_value(name: str, value: Any, *, kind: FieldType) -> Any:
   if isinstance(kind, Label):
     position = kind.position(value)
     if position is None:
-      raise _RowError(
+      raise RowError(
         f'field "{name}": expected one of {_shown(kind.values)}, found'
         f" {_show(value)}. Correct the row."
       )
@@ -374,18 +459,18 @@ def _parse_value(name: str, value: Any, *, kind: FieldType) -> Any:
   # In Python true is an int; in a data file it is a mistake.
   fits = type(value) is kind or (kind is float and type(value) is int)
   if not fits:
-    raise _RowError(
+    raise RowError(
       f'field "{name}": expected {_JSON_NAMES[kind]}, found {_show(value)}.'
       " Correct the row."
     )
   for text in value if isinstance(value, list) else [value]:
     if isinstance(value, list) and not isinstance(text, str):
-      raise _RowError(
+      raise RowError(
         f'field "{name}": expected a list of texts, found {_show(text)} in it.'
         " Correct the row."
       )
     if isinstance(text, str) and not _is_unicode(text):
-      raise _RowError(
+      raise RowError(
         f'field "{name}": expected text, found half of a surrogate pair in'
         f" {_show(text)}. Remove it or write the whole character."
       )

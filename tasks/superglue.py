@@ -9,19 +9,20 @@ hand (https://super.gluebenchmark.com/tasks), register them instead:
 Both forms have the same names, texts, labels and metrics.
 """
 
-import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import seqio
 
-from peft_jax.tasks import metrics, preprocessors, sources, vocabularies
+from peft_jax.tasks import preprocessors, sources, vocabularies
+from peft_jax.tasks.superglue_specs import SPECS as SPECS
+from peft_jax.tasks.superglue_specs import Spec as Spec
 
-# Tasks drawn in proportion to their numbers of training rows.
-MIXTURE = "superglue_rte_boolq"
-_MIXED = ("rte", "boolq")
+# All eight tasks, drawn in proportion to their numbers of training examples.
+MIXTURE = "superglue_mixture"
+MIXED = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
 
 # SeqIO's name of a split -> the official file. The other files of a folder
 # (FewGLUE's dev32.jsonl) are not read.
@@ -29,60 +30,6 @@ _FILES = {
   "train": "train.jsonl",
   "validation": "val.jsonl",
   "test": "test.jsonl",
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Spec:
-  """What one SuperGLUE task with a row for each example is made of.
-
-  Attributes:
-    name: the name TFDS and T5 give it; the task is `superglue_<name>`.
-    folder: its folder in the official data.
-    text_fields: the fields of the input, in the order of T5's text.
-    labels: text of each class -> its value in the official files, in TFDS's
-      order of classes.
-    num_train: rows of the full training set, the rate of the task in a mixture
-      over TFDS (t5/data/glue_utils.py).
-    metric_fns: SuperGLUE's metrics for it.
-  """
-
-  name: str
-  folder: str
-  text_fields: tuple[str, ...]
-  labels: Mapping[str, str | int | bool]
-  num_train: int
-  metric_fns: tuple[Callable[..., Mapping[str, float]], ...] = (
-    metrics.accuracy,
-  )
-
-  @property
-  def task_name(self) -> str:
-    """The name in SeqIO's registry."""
-    return f"superglue_{self.name}"
-
-
-SPECS: Mapping[str, Spec] = {
-  spec.name: spec
-  for spec in (
-    Spec(
-      name="rte",
-      folder="RTE",
-      text_fields=("hypothesis", "premise"),
-      labels={
-        "entailment": "entailment",
-        "not_entailment": "not_entailment",
-      },
-      num_train=2_490,
-    ),
-    Spec(
-      name="boolq",
-      folder="BoolQ",
-      text_fields=("passage", "question"),
-      labels={"False": False, "True": True},
-      num_train=9_427,
-    ),
-  )
 }
 
 
@@ -94,9 +41,9 @@ def register(
 ) -> None:
   """Registers the tasks and their mixture, in the place of earlier ones.
 
-  Nothing is registered unless all files are good. The mixture is there only
-  after a call that registers all of its tasks: its tasks must share a
-  vocabulary.
+  Nothing is registered unless all files are good. The mixture, of the eight
+  tasks without `wsc.fixed`, is there only after a call that registers all of
+  its tasks: its tasks must share a vocabulary.
 
   Example:
     >>> register(vocabulary="bytes")
@@ -134,10 +81,10 @@ def register(
   for task in built.values():
     seqio.TaskRegistry.remove(task.name)
     seqio.TaskRegistry.add_provider(task.name, task)
-  if set(_MIXED) <= set(built):
+  if set(MIXED) <= set(built):
     seqio.MixtureRegistry.add(
       MIXTURE,
-      [(built[n], _num_train(SPECS[n], task=built[n])) for n in _MIXED],
+      [(built[n], _num_train(SPECS[n], task=built[n])) for n in MIXED],
     )
 
 
@@ -152,8 +99,9 @@ def _spec(name: str) -> Spec:
 
 def _tfds_source(spec: Spec) -> seqio.TfdsDataSource:
   # The splits are named so that SeqIO need not ask TFDS for them.
-  return seqio.TfdsDataSource(
-    tfds_name=f"super_glue/{spec.name}:1.0.2", splits=tuple(_FILES)
+  return spec.tfds_source(
+    tfds_name=f"super_glue/{spec.tfds_name or spec.name}:1.0.2",
+    splits=tuple(_FILES),
   )
 
 
@@ -161,14 +109,14 @@ def _local_source(spec: Spec, *, folder: str) -> sources.JsonLinesSource:
   paths = {split: os.path.join(folder, name) for split, name in _FILES.items()}
   if not sources.exists(paths["test"]):
     del paths["test"]
+  fields = {**dict.fromkeys(spec.text_fields, str), **spec.fields}
+  if spec.labels:
+    fields["label"] = sources.Label(values=tuple(spec.labels.values()))
   return sources.JsonLinesSource(
     split_to_path=paths,
-    fields={
-      **dict.fromkeys(spec.text_fields, str),
-      "label": sources.Label(values=tuple(spec.labels.values())),
-      "idx": int,
-    },
+    fields=fields,
     defaults={"test": {"label": sources.NO_LABEL}},
+    expand=spec.expand,
   )
 
 
@@ -179,19 +127,24 @@ def _task(
   features: Mapping[str, seqio.utils.Feature],
 ) -> seqio.Task:
   local = isinstance(source, sources.JsonLinesSource)
+  write = spec.write or functools.partial(
+    preprocessors.t5_text,
+    benchmark=spec.name,
+    text_fields=spec.text_fields,
+    labels=tuple(spec.labels),
+    idx=spec.idx,
+    without_markup=spec.name == "multirc",
+  )
   return seqio.Task(
     spec.task_name,
     source=source,
     output_features=features,
     preprocessors=(
-      functools.partial(
-        preprocessors.t5_text,
-        benchmark=spec.name,
-        text_fields=spec.text_fields,
-        labels=tuple(spec.labels),
-      ),
+      *(() if local else spec.tfds_steps),
+      write,
       *preprocessors.to_tokens(cacheable=not local),
     ),
+    postprocess_fn=spec.postprocess_fn,
     metric_fns=spec.metric_fns,
   )
 
