@@ -47,6 +47,7 @@ def get_task(config: Config) -> Task:
     vocabulary=config.vocabulary,
     data_dir=config.data_dir,
     answer_choices=config.answer_choices,
+    few_shot_settings=dataclasses.asdict(config.few_shot),
   )
 
 
