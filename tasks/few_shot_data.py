@@ -134,13 +134,22 @@ def _label(value: Any, names: Sequence[str]) -> int:
   return number
 
 
+def _texts(row: Mapping[str, Any], *names: str) -> dict[str, str]:
+  """Returns the fields of those names, which must be text."""
+  for name in names:
+    if not isinstance(row[name], str):
+      raise TypeError(f"{name} is {row[name]!r}, which is no text")
+  return {name: row[name] for name in names}
+
+
 def _pair(names: Sequence[str]) -> Convert:
   """Rows of two sentences and a class."""
 
   def convert(row: Mapping[str, Any]) -> Row:
+    if "premise" not in row:
+      row = {**row, "premise": row["context"]}  # ANLI's official name for it
     return {
-      "premise": row["premise"] if "premise" in row else row["context"],
-      "hypothesis": row["hypothesis"],
+      **_texts(row, "premise", "hypothesis"),
       "label": _label(row.get("label"), names),
     }
 
@@ -156,25 +165,26 @@ def _anli(row: Mapping[str, Any]) -> Row:
 
 
 def _copa(row: Mapping[str, Any]) -> Row:
-  texts = {name: row[name] for name in ("premise", "choice1", "choice2")}
+  texts = _texts(row, "premise", "choice1", "choice2", "question")
   if row["question"] not in ("cause", "effect"):
     raise ValueError(f"question {row['question']!r}")
   return {**texts, "label": _label(row.get("label"), ("0", "1"))}
 
 
 def _wic(row: Mapping[str, Any]) -> Row:
-  texts = {name: row[name] for name in ("word", "sentence1", "sentence2")}
+  texts = _texts(row, "word", "sentence1", "sentence2")
   return {**texts, "label": _label(row.get("label"), ("False", "True"))}
 
 
 def _wsc(row: Mapping[str, Any]) -> Row:
   """Lifts the spans out of `target`, and mends them as `wsc.fixed` does."""
   target = row.get("target", row)
-  text = row["text"]
+  text = _texts(row, "text")["text"]
+  spans = _texts(target, "span1_text", "span2_text")
   indices = {name: int(target[name]) for name in ("span1_index", "span2_index")}
   mended = {
     f"{span}_text": _mended(
-      target[f"{span}_text"], text=text, index=indices[f"{span}_index"]
+      spans[f"{span}_text"], text=text, index=indices[f"{span}_index"]
     )
     for span in ("span1", "span2")
   }
@@ -197,7 +207,7 @@ def _mended(span: str, *, text: str, index: int) -> str:
 
 
 def _winogrande(row: Mapping[str, Any]) -> Row:
-  texts = {name: row[name] for name in ("sentence", "option1", "option2")}
+  texts = _texts(row, "sentence", "option1", "option2")
   if "answer" in row:
     # Its answers count from one.
     label = int(row["answer"] or 0) - 1
@@ -228,7 +238,7 @@ def _hellaswag(row: Mapping[str, Any]) -> Row:
     row = {**row, "ctx": row["context"], "ctx_a": row["context"], "ctx_b": ""}
   endings = list(row["endings"])
   return {
-    **{name: row[name] for name in ("ctx", "ctx_a", "ctx_b", "activity_label")},
+    **_texts(row, "ctx", "ctx_a", "ctx_b", "activity_label"),
     "endings": endings,
     "label": _label(row.get("label"), list(map(str, range(len(endings))))),
   }
@@ -239,7 +249,7 @@ def _story_cloze(row: Mapping[str, Any]) -> Row:
   texts += ["sentence_quiz1", "sentence_quiz2"]
   answer = int(row.get("answer_right_ending") or 0)
   return {
-    **{name: row[name] for name in texts},
+    **_texts(row, *texts),
     "answer_right_ending": answer,
     "label": _label(answer - 1, ("1", "2")),
   }

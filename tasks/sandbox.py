@@ -292,20 +292,21 @@ def _size_of(operator: str, left: Any, right: Any) -> int:
   return 0
 
 
-def _size(value: Any, limit: int = MAX_SIZE) -> int:
-  """Returns about how long a value is as text; stops above the limit."""
+def _size(value: Any, known: dict[int, int] | None = None) -> int:
+  """Returns about how long a value is as text.
+
+  A list may hold another one many times, and that one others: each is counted
+  once and its size kept.
+  """
   if isinstance(value, str):
     return len(value)
-  if isinstance(value, dict):
-    value = [*value.keys(), *value.values()]
-  if not isinstance(value, list | tuple | set):
+  if not isinstance(value, list | tuple | set | dict):
     return 1
-  total = len(value)
-  for item in value:
-    if total > limit:
-      break
-    total += _size(item, limit - total)
-  return total
+  known = {} if known is None else known
+  if id(value) not in known:
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    known[id(value)] = len(value) + sum(_size(item, known) for item in inner)
+  return known[id(value)]
 
 
 def _check_size(size: int) -> None:

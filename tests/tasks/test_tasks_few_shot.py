@@ -154,6 +154,8 @@ def test_labels_that_are_wrong_or_missing(tmp_path, write_rows):
   for label in ("neutral", 2, [1]):
     with pytest.raises(DataError, match=r"a\.jsonl:1"):
       DATA["rte"].read(write_rows(path, [{**row, "label": label}]))
+  with pytest.raises(DataError, match="premise is 7, which is no text"):
+    DATA["rte"].read(write_rows(path, [{**row, "premise": 7}]))
   copa = {**ROWS["copa"][0], "question": "why"}
   with pytest.raises(DataError, match="question 'why'"):
     DATA["copa"].read(write_rows(path, [copa]))
@@ -379,14 +381,16 @@ def test_tfds_has_the_rows(name):
 
   for dataset, _ in DATA[name].tfds.values():
     builder = tfds.builder(dataset, try_gcs=False)
-    fields = {feature: [""] for feature in builder.info.features}
-    wanted = {"label": 0, "question": "cause", "span1_index": 0}
-    DATA[name].row(
-      {**fields, **{k: v for k, v in wanted.items() if k in fields}}
-      | {k: 0 for k in fields if k in ("idx", "span2_index")},
-      number=0,
-      place=dataset,
-    )
+    row = {}
+    for field, feature in builder.info.features.items():
+      row[field] = 0 if feature.np_dtype in (np.int32, np.int64) else "cause"
+    if "endings" in row:
+      row["endings"] = ["a", "b"]
+    converted = DATA[name].row(row, number=0, place=dataset)
+    for template in promptsource.read(
+      DATA[name].templates[0], subset=DATA[name].templates[1]
+    ):
+      template.check_fields(converted)
 
 
 # What follows reads the real files.
