@@ -129,6 +129,8 @@ def test_promptsources_filters_and_globals():
     "{% set ns.x = ns.x + ns.x %}{% endfor %}",
     "{% set ns = namespace(x='a') %}{% for i in range(60) %}"
     "{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+    "{% set ns = namespace(x='a') %}{% for i in range(60) %}"
+    "{% set ns.x = {'a': ns.x, 'b': ns.x } %}{% endfor %}{{ ns.x }}",
     "{{ '%999999999d' % 1 }}",
     "{{ '%*d' | format(10**9, 1) }}",
     "{{ 'a'.ljust(10**9) }}",
