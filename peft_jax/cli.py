@@ -213,6 +213,9 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
   command.add_argument("--backbone", metavar="DIR", help="or: random")
   command.add_argument("--data_dir", metavar="DIR", help="local files")
   command.add_argument("--vocabulary", metavar="FILE", help="or: t5, bytes")
+  command.add_argument(
+    "--templates", metavar="DIR", help="of prompts, in PromptSource's form"
+  )
   command.add_argument("--model_dir", metavar="DIR", help="the run's folder")
   command.add_argument("--warm_start", metavar="DIR", help="take weights from")
 
@@ -253,6 +256,7 @@ def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
     backbone="random",
     data_dir=None,
     vocabulary="bytes",
+    templates=None,
     model_dir="plan",
     warm_start=None,
   )
@@ -410,6 +414,7 @@ def _resolve(args: Any) -> Any:
     "BACKBONE": args.backbone,
     "DATA_DIR": args.data_dir,
     "VOCABULARY": args.vocabulary,
+    "TEMPLATES": args.templates,
     "MODEL_DIR": args.model_dir or _default_model_dir(args),
     "WARM_START": args.warm_start,
     "METHOD": args.adapter or args.recipe,
@@ -734,12 +739,10 @@ def _list_tasks() -> list[str]:
   from peft_jax.train import host_tensorflow
 
   host_tensorflow.import_tensorflow()
-  import seqio
 
   from peft_jax.tasks import prepare
 
-  del prepare
-  return sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+  return prepare.names()
 
 
 def _gin_names(kind: str) -> list[str]:

@@ -17,7 +17,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -343,6 +343,56 @@ def part(container: Mapping[str, Any], name: str, kind: type) -> Any:
   return found
 
 
+def iterate_objects(
+  path: str | os.PathLike[str],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  r"""Yields the line number and the whole row of a JSON-lines file, unchecked.
+
+  The file is read as far as rows are asked for.
+
+  Example:
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...   path = pathlib.Path(folder, "test.jsonl")
+    ...   _ = path.write_text('{"text": "fine", "more": [1]}\n')
+    ...   list(iterate_objects(path))
+    [(1, {'text': 'fine', 'more': [1]})]
+
+  Raises:
+    DataError: if the file is missing or empty, or a line is no JSON object.
+  """
+  path = os.fspath(path)
+  _check_exists(path)
+  with tf.io.gfile.GFile(path, "rb") as file:
+    blank = number = 0
+    for number, line in enumerate(iter(file.readline, b""), start=1):
+      if not line.strip():
+        blank = blank or number
+        continue
+      if blank:
+        # Blank lines may stand at the end only.
+        _ = parse_line(b"", place=f"{path}:{blank}")
+      yield number, parse_line(line, place=f"{path}:{number}")
+  if not number or blank == 1:
+    raise empty_file(path)
+
+
+def parse_line(line: bytes, *, place: str) -> dict[str, Any]:
+  r"""Returns the row of a line of a JSON-lines file.
+
+  Example:
+    >>> parse_line(b'{"text": "fine"}\n', place="test.jsonl:1")
+    {'text': 'fine'}
+
+  Raises:
+    DataError: if it is no JSON object, with `place`, its file and number.
+  """
+  try:
+    return _parse_object(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"))
+  except RowError as error:
+    raise DataError(f"{place}: {error}") from None
+
+
 def exists(path: str | os.PathLike[str]) -> bool:
   """Returns whether a file is there; a folder is not a file.
 
@@ -354,12 +404,24 @@ def exists(path: str | os.PathLike[str]) -> bool:
   return tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
 
 
-def _read_file(path: str) -> bytes:
+def empty_file(path: str) -> DataError:
+  """Returns the error of a file without rows."""
+  return DataError(
+    f"{path}: expected one JSON object on each line, found an empty file."
+    " Write the rows again or give another file."
+  )
+
+
+def _check_exists(path: str) -> None:
   if not exists(path):
     raise DataError(
       f"expected the file {path}, found none there; {_nearest_folder(path)}."
       " Give the path of a file, or put the file there."
     )
+
+
+def _read_file(path: str) -> bytes:
+  _check_exists(path)
   with tf.io.gfile.GFile(path, "rb") as file:
     content = file.read()
   if not path.endswith(".gz"):

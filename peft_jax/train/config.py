@@ -48,6 +48,31 @@ class Raft:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FewShot:
+  """What the tasks `tfew_*` are told besides; see `tasks.few_shot.register`.
+
+  Attributes:
+    shots: training rows; 0: all. Default: T-Few's number.
+    seed: of the sample and of the random templates.
+    files: T-Few's folder of samples; empty: they are drawn.
+    templates: folder in PromptSource's form; empty: the package's own.
+    train_template: a template's name or number, `random` or `all`.
+    eval_template: the same, for evaluation.
+  """
+
+  shots: int | None = None
+  seed: int = 42
+  files: str = ""
+  templates: str = ""
+  train_template: str | int = "all"
+  eval_template: str | int = "random"
+
+  def __post_init__(self) -> None:
+    if self.shots is not None and self.shots < 0:
+      raise ConfigError(f"expected SHOTS >= 0 or None, found {self.shots}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
   """Everything that a run is told; gin binds these fields from macros.
 
@@ -101,6 +126,7 @@ class Config:
     log_period: steps between records of the log.
     model_parallel: devices that share one copy of the model.
     answer_choices: the only targets that files of your own may have.
+    few_shot: see `FewShot`; other tasks do not look at it.
     allow_cut_targets: trains although targets are longer than allowed.
     raft: of the tasks `raft_*`, see `Raft`.
     method: name of the method in `peft-jax report`; empty: the adapters'.
@@ -151,6 +177,7 @@ class Config:
   answer_choices: Sequence[str] = ()
   raft: Raft = dataclasses.field(default_factory=Raft)
   method: str = ""
+  few_shot: FewShot = dataclasses.field(default_factory=FewShot)
 
   def __post_init__(self) -> None:
     for name in (

@@ -48,6 +48,7 @@ def get_task(config: Config) -> Task:
     data_dir=config.data_dir,
     answer_choices=config.answer_choices,
     raft_settings=dataclasses.asdict(config.raft),
+    few_shot_settings=dataclasses.asdict(config.few_shot),
   )
 
 
