@@ -241,6 +241,7 @@ def join(
 
   Call it before JAX is used. What is None is found out as
   `jax.distributed.initialize` does, on Cloud TPU and under Slurm for example.
+  Where nothing is known of others there are none.
 
   Example:
     hosts = join("10.0.0.1:1234", 4, 0)
@@ -268,7 +269,7 @@ def join(
     None,
     int(start_timeout),
   )
-  if count == 1:
+  if count == 1 or (address, count, process) == (None, None, None):
     return ALONE
   checked = _checked(address, count, process)
   hosts = meet(*checked, start_timeout=start_timeout, host_timeout=host_timeout)

@@ -252,6 +252,7 @@ def test_no_time_is_not_enough(name):
 
 def test_a_single_process_is_alone():
   assert hosts.join("a:1", 1, 0) is hosts.ALONE
+  assert hosts.join() is hosts.ALONE
 
 
 # --- The trainer, each process one of its own.
