@@ -195,10 +195,10 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 def _add_process_arguments(command: argparse.ArgumentParser) -> None:
   group = command.add_argument_group(
     "several processes",
-    "the same command on each, but for --process_id; on a TPU slice"
-    " --require tpu alone does it. All must be there and have the same"
-    " settings before anything is written. If one is gone later, the others"
-    " exit 143, for a restart.",
+    "The same command on each, but for --process_id; on a TPU slice --require\n"
+    "tpu alone does it. All must be there and have the same settings before\n"
+    "anything is written. If one is gone later, the others exit 143, for a\n"
+    "restart.",
   )
   group.add_argument(
     "--coordinator_address", metavar="HOST:PORT", help="of process 0"
