@@ -85,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     help="one run per seed, in MODEL_DIR/seed_0 and so on",
   )
   train.add_argument("--require", choices=["tpu", "gpu", "cpu"])
-  train.add_argument("--coordinator_address", metavar="HOST:PORT")
-  train.add_argument("--num_processes", type=int)
-  train.add_argument("--process_id", type=int)
+  _add_process_arguments(train)
 
   check = add("check", _check, "resolve a configuration without training")
   _add_run_arguments(check)
@@ -218,6 +216,36 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
   )
   command.add_argument("--model_dir", metavar="DIR", help="the run's folder")
   command.add_argument("--warm_start", metavar="DIR", help="take weights from")
+
+
+def _add_process_arguments(command: argparse.ArgumentParser) -> None:
+  group = command.add_argument_group(
+    "several processes",
+    "The same command on each, but for --process_id; on a TPU slice --require\n"
+    "tpu alone does it. All must be there and have the same settings before\n"
+    "anything is written. If one is gone later, the others exit 143, for a\n"
+    "restart.",
+  )
+  group.add_argument(
+    "--coordinator_address", metavar="HOST:PORT", help="of process 0"
+  )
+  group.add_argument("--num_processes", type=int, metavar="N")
+  group.add_argument("--process_id", type=int, metavar="I", help="from 0")
+  group.add_argument(
+    "--start_timeout",
+    type=float,
+    default=600,
+    metavar="S",
+    help="seconds to wait for all to start (default: 600)",
+  )
+  group.add_argument(
+    "--host_timeout",
+    type=float,
+    default=60,
+    metavar="S",
+    help="seconds after which a machine that does not answer is gone"
+    " (default: 60); a killed process is noticed at once",
+  )
 
 
 def _add_plan_arguments(command: argparse.ArgumentParser) -> None:
@@ -451,29 +479,17 @@ def _search_paths(args: Any) -> list[str]:
 
 
 def _train(args: Any) -> None:
-  if args.num_processes:
-    import jax
+  with _joined(args) as processes:
+    if args.require:
+      from peft_jax import doctor
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-      args.coordinator_address, args.num_processes, args.process_id
-    )
-  if args.require:
-    from peft_jax import doctor
+      doctor.require_platform(args.require)
+    from peft_jax.train import loop
 
-    if args.require == "tpu" and not args.num_processes and doctor.has_tpu():
-      import jax
-
-      # The workers of a slice find one another; without that, saving and
-      # stopping together fail where there is more than one.
-      jax.distributed.initialize()
-    doctor.require_platform(args.require)
-  from peft_jax.train import loop
-
-  resolved = _resolve(args)
-  if args.seeds is not None:
-    return _train_seeds(args, resolved.config.model_dir)
-  summary = loop.train(resolved)
+    resolved = _resolve(args)
+    if args.seeds is not None:
+      return _train_seeds(args, resolved.config.model_dir, processes)
+    summary = loop.train(resolved, processes)
   for task, metrics in summary.adapted_metrics.items():
     before = summary.frozen_metrics.get(task, {})
     for name, value in metrics.items():
@@ -482,7 +498,7 @@ def _train(args: Any) -> None:
   loop.note(f"report: {resolved.config.model_dir}/report.html")
 
 
-def _train_seeds(args: Any, model_dir: str) -> None:
+def _train_seeds(args: Any, model_dir: str, processes: Any) -> None:
   from peft_jax.train import config, loop, seeds
 
   numbers = seeds.parse(args.seeds)
@@ -497,7 +513,23 @@ def _train_seeds(args: Any, model_dir: str) -> None:
     args.bindings = [*given, *seeds.bindings_of(model_dir, seed)]
     return _resolve(args)
 
-  loop.note(seeds.format_spread(seeds.train(model_dir, numbers, resolve)))
+  done = seeds.train(model_dir, numbers, resolve, processes)
+  loop.note(seeds.format_spread(done))
+
+
+def _joined(args: Any) -> Any:
+  """Returns the processes of the run; the workers of a slice find them."""
+  from peft_jax import doctor
+  from peft_jax.train import hosts
+
+  told = (args.coordinator_address, args.num_processes, args.process_id)
+  if told == (None, None, None) and not (
+    args.require == "tpu" and doctor.has_tpu()
+  ):
+    return hosts.ALONE
+  return hosts.join(
+    *told, start_timeout=args.start_timeout, host_timeout=args.host_timeout
+  )
 
 
 def _check(args: Any) -> None:

@@ -139,17 +139,21 @@ def fastfood(theta: Array, keys: Array) -> Array:
     signs, order, gaussian = jax.random.split(key, 3)
     z = hadamard(padded * jax.random.rademacher(signs, (width,), theta.dtype))
     g = jax.random.normal(gaussian, (width,), theta.dtype)
-    return hadamard(jax.random.permutation(order, z) * g)
+    return hadamard(permuted(jax.random.key_data(order), z) * g)
 
+  count = keys.shape[0]
+  if count > _AT_ONCE:
+    # What is left over would be compiled as a program of its own.
+    keys = jnp.concatenate([keys, keys[: -count % _AT_ONCE]])
   drawn = jax.lax.map(project, keys, batch_size=_AT_ONCE)
-  return drawn * math.sqrt(width / theta.shape[0])
+  return drawn[:count] * math.sqrt(width / theta.shape[0])
 
 
 # Projections that are made side by side; more take turns, to save memory.
 _AT_ONCE = 64
 # Sylvester's matrix of 2^n is the Kronecker product of smaller ones: a few
 # matrix products take the place of n rounds of additions.
-_FACTOR = 128
+_FACTOR_BITS = 8
 
 
 def hadamard(x: Array) -> Array:
@@ -159,18 +163,57 @@ def hadamard(x: Array) -> Array:
     >>> hadamard(jnp.array([1.0, 0.0, 0.0, 0.0])).tolist()
     [0.5, 0.5, 0.5, 0.5]
   """
-  rest, done = x.shape[0], 1
-  while rest > 1:
-    factor = min(_FACTOR, rest)
-    rest //= factor
-    x = jnp.einsum(
-      "afb,fg->agb",
-      x.reshape(rest, factor, done),
-      jnp.asarray(_sylvester(factor), x.dtype),
-      precision=jax.lax.Precision.HIGHEST,
-    )
-    done *= factor
-  return x.reshape(done)
+  bits = x.shape[0].bit_length() - 1
+  parts = -(-bits // _FACTOR_BITS)
+  for part in range(parts):
+    # Of x as a block with an axis per factor: the last one is multiplied, and
+    # becomes the first; so in the end all are where they were.
+    factor = 1 << (bits + part) // parts
+    matrix = jnp.asarray(_sylvester(factor), x.dtype)
+    rows = x.reshape(-1, factor)
+    x = jnp.dot(rows, matrix, precision=jax.lax.Precision.HIGHEST).T.reshape(-1)
+  return x
+
+
+@jax.custom_vjp
+def permuted(key: Array, x: Array) -> Array:
+  """Returns `jax.random.permutation` of x [N], whose gradient sorts as well.
+
+  JAX's own gathers and scatters single numbers in its gradient, which a TPU is
+  slow at, and compiles each round of sorting.
+
+  Example:
+    >>> key = jax.random.key_data(jax.random.key(0))
+    >>> sorted(permuted(key, jnp.arange(4.0)).tolist())
+    [0.0, 1.0, 2.0, 3.0]
+
+  Args:
+    key: [2] uint32.
+    x: [N].
+  """
+
+  def sort(key: Array, x: Array) -> tuple[Array, Array]:
+    key, own = jax.random.split(key)
+    return key, jax.lax.sort_key_val(jax.random.bits(own, x.shape), x)[1]
+
+  # As often as it takes for no order to be likelier than another.
+  rounds = math.ceil(3 * math.log(max(1, x.shape[0])) / math.log(2**32 - 1))
+  first = jax.random.wrap_key_data(key)
+  return jax.lax.fori_loop(0, rounds, lambda _, kx: sort(*kx), (first, x))[1]
+
+
+def _permuted_forward(key: Array, x: Array) -> tuple[Array, Array]:
+  return permuted(key, x), key
+
+
+def _permuted_backward(key: Array, change: Array) -> tuple[None, Array]:
+  order = permuted(key, jnp.arange(change.shape[0], dtype=jnp.int32))
+  # No two are alike, and what need not be stable compiles in half the time.
+  _, back = jax.lax.sort((order, change), num_keys=1, is_stable=False)
+  return None, back
+
+
+permuted.defvjp(_permuted_forward, _permuted_backward)
 
 
 def _sylvester(size: int) -> np.ndarray:

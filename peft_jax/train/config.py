@@ -336,9 +336,7 @@ def resolve(
     raise
   except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
     raise ConfigError(_explain(error, gin_files)) from error
-  return Resolved(
-    config=config, gin_text=gin.config_str(), settings=_settings()
-  )
+  return Resolved(config=config, gin_text=gin.config_str(), settings=settings())
 
 
 def read_adapters(gin_file: str) -> tuple[Rule, ...]:
@@ -415,9 +413,9 @@ def _explain(error: Exception, gin_files: Sequence[str]) -> str:
   )
 
 
-def _settings() -> dict[str, str]:
+def settings() -> dict[str, str]:
   """Returns binding -> value as text, for comparing runs and for the report."""
-  settings: dict[str, str] = {}
+  found: dict[str, str] = {}
   # config_str breaks long values over lines that are indented or follow a '\'.
   text = re.sub(r"(?m)^#.*\n?", "", gin.config_str())
   logical = re.sub(r"\\\n[ \t]*", "", text)
@@ -427,5 +425,5 @@ def _settings() -> dict[str, str]:
     match = re.match(r"([\w/.]+) = (.+)", line)
     # What only passes a macro on says nothing new.
     if match and not match[2].startswith("%"):
-      settings[match[1]] = match[2].strip()
-  return settings
+      found[match[1]] = match[2].strip()
+  return found

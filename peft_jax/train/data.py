@@ -1,8 +1,8 @@
 """From a SeqIO task to batches on the devices.
 
-Every process reads the same stream and keeps its own rows of each batch. The
-batches are therefore the same whatever the number of processes, and a resumed
-run goes on exactly where it stopped.
+Every process reads the same stream and places what its devices hold of each
+batch. The batches are therefore the same whatever the number of processes and
+the mesh, and a resumed run goes on exactly where it stopped.
 """
 
 import dataclasses
@@ -173,7 +173,7 @@ def train_batches(
   features: Features | None = None,
   width: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields this process's rows of every training batch, without end.
+  """Yields the training batches, without end, the same on every process.
 
   Args:
     task: a SeqIO task or mixture.
@@ -211,15 +211,13 @@ def train_batches(
   if not width:
     dataset = features.train(dataset, wanted)
   dataset = dataset.skip(start_step * batch_size)
-  rows = _own_rows(batch_size)
   if width:
     examples = _deterministic(dataset).prefetch(2 * batch_size)
     for part in _groups(examples.as_numpy_iterator(), batch_size):
-      yield features.choices(part[rows], lengths, width=width)
+      yield features.choices(part, lengths, width=width)
     return
   dataset = _deterministic(dataset.batch(batch_size, drop_remainder=True))
-  for batch in dataset.prefetch(2).as_numpy_iterator():
-    yield {name: value[rows] for name, value in batch.items()}
+  yield from dataset.prefetch(2).as_numpy_iterator()
 
 
 def _groups(examples: Iterator[Any], size: int) -> Iterator[list[Any]]:
@@ -356,9 +354,14 @@ def padded_batches(
 def to_devices(
   batch: Mapping[str, np.ndarray], sharding: NamedSharding
 ) -> dict[str, jax.Array]:
-  """Places this process's rows of a batch; the result is the whole batch."""
+  """Places a batch, of which each device takes its rows.
+
+  Args:
+    batch: name -> [B, ...], whole on every process.
+    sharding: of B.
+  """
   return {
-    name: jax.make_array_from_process_local_data(sharding, value)
+    name: jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
     for name, value in batch.items()
   }
 
@@ -374,9 +377,3 @@ def _deterministic(dataset: Any) -> Any:
   options.deterministic = True
   options.threading.private_threadpool_size = 1
   return dataset.with_options(options)
-
-
-def _own_rows(batch_size: int) -> slice:
-  share = batch_size // jax.process_count()
-  first = jax.process_index() * share
-  return slice(first, first + share)

@@ -98,12 +98,9 @@ def predict_rows(
     mesh: the mesh the batches are placed on.
   """
   place = sharding.batch_sharding(mesh)
-  share = batch_size // jax.process_count()
-  first = jax.process_index() * share
   found = []
   for batch, real in data.padded_batches(inputs, batch_size):
-    own = {name: rows[first : first + share] for name, rows in batch.items()}
-    rows = predict(data.to_devices(own, place))
+    rows = predict(data.to_devices(batch, place))
     found.append(np.asarray(rows)[:real])
   return np.concatenate(found)
 

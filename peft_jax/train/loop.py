@@ -14,10 +14,19 @@ from jax.sharding import Mesh
 from peft_jax import layout, partition, sharding
 from peft_jax import manifest as manifests
 from peft_jax.orbax_io import locate
-from peft_jax.train import data, evaluate, features, fisher, report, run_dir
+from peft_jax.train import (
+  checkpoints,
+  data,
+  evaluate,
+  features,
+  fisher,
+  report,
+  run_dir,
+)
 from peft_jax.train.checkpoints import Checkpoints
 from peft_jax.train.config import Config, ConfigError, Resolved
 from peft_jax.train.evaluate import Evaluation, Predict
+from peft_jax.train.hosts import ALONE, Hosts
 from peft_jax.train.logs import RunLog, read_metrics
 from peft_jax.train.preemption import EXIT_CODE, Preemption
 from peft_jax.train.progress import Progress
@@ -52,14 +61,16 @@ class Summary:
   seconds: float
 
 
-def train(resolved: Resolved) -> Summary:
+def train(resolved: Resolved, processes: Hosts = ALONE) -> Summary:
   """Trains an adapter as configured; the same call again resumes the run.
 
   Args:
     resolved: from `config.resolve`.
+    processes: of this run, from `hosts.join`.
 
   Raises:
     SystemExit: with code 143 after SIGTERM, when the state is saved.
+    HostsError: if the processes' settings, versions or devices differ.
     ValueError: of many kinds, all before anything is written: a setting, a
       file, a rule or a checkpoint that is not as expected.
   """
@@ -72,6 +83,7 @@ def train(resolved: Resolved) -> Summary:
   )
   sharding.check_batch(config.eval_batch_size, mesh=mesh)
   resuming = run_dir.check(resolved)
+  processes.agree(_facts(resolved, mesh))
   task = data.get_task(config)
   data.check_vocabulary(task, config.network.config.vocab_size)
   if not config.allow_cut_targets:
@@ -114,6 +126,20 @@ def train(resolved: Resolved) -> Summary:
   if is_first_process():
     _write_results(resolved, run, summary, frozen, adapted)
   return summary
+
+
+def _facts(resolved: Resolved, mesh: Mesh) -> dict[str, str]:
+  """Returns what all processes of a run must have alike."""
+  device = jax.local_devices()[0]
+  model_dir = resolved.config.model_dir
+  return {
+    **resolved.settings,
+    **{f"version of {k}": v for k, v in manifests.versions().items()},
+    "devices": f"{jax.local_device_count()} x {device.device_kind}",
+    "mesh": str(dict(mesh.shape)),
+    # Of a folder that each has for itself, only one could go on.
+    f"checkpoints in {model_dir}": str(checkpoints.steps_of(model_dir)),
+  }
 
 
 def _run(

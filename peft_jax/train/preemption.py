@@ -20,7 +20,10 @@ class Preemption:
     self._previous: Any = None
 
   def __enter__(self) -> "Preemption":
-    # Python delivers signals to the main thread only.
+    # JAX has a handler of its own where there are several processes: ours in
+    # its place, and it would never hear. Python's threads: only the main one.
+    if jax.process_count() > 1:
+      return self
     if threading.current_thread() is threading.main_thread():
       self._previous = signal.signal(signal.SIGTERM, self._notice)
     return self

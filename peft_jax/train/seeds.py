@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from peft_jax.orbax_io import locate
 from peft_jax.train import loop, run_dir
 from peft_jax.train.config import ConfigError, Resolved
+from peft_jax.train.hosts import ALONE, Hosts
 from peft_jax.train.loop import Summary
 
 
@@ -66,7 +67,10 @@ def bindings_of(model_dir: str, seed: int) -> list[str]:
 
 
 def train(
-  model_dir: str, seeds: Sequence[int], resolve: Callable[[int], Resolved]
+  model_dir: str,
+  seeds: Sequence[int],
+  resolve: Callable[[int], Resolved],
+  processes: Hosts = ALONE,
 ) -> dict[int, Summary]:
   """Trains one run per seed; the same call again goes on where it stopped.
 
@@ -76,6 +80,7 @@ def train(
     model_dir: the folder that holds the runs, `seed_0` and so on.
     seeds: see `parse`.
     resolve: seed -> its configuration.
+    processes: of these runs, from `hosts.join`.
 
   Returns:
     seed -> what its run came to.
@@ -99,7 +104,7 @@ def train(
         loop.note(f"seed {seed}: finished before, in {run.config.model_dir}")
       else:
         loop.note(f"seed {seed}: {run.config.model_dir}")
-      done[seed] = finished or loop.train(run)
+      done[seed] = finished or loop.train(run, processes)
   return done
 
 

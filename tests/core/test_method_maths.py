@@ -646,6 +646,22 @@ def test_hadamard_is_sylvesters_matrix(size):
   close(intrinsic_said.hadamard(jnp.asarray(x)), expected)
 
 
+@pytest.mark.parametrize("size", [1, 8, 2048])
+def test_permuted_is_jaxs_permutation_and_its_gradient_the_way_back(size):
+  """One round of sorting for 8 numbers, two for 2048."""
+  key, x, change = jax.random.key_data(KEY), draw(size), draw(size)
+  order = np.asarray(jax.random.permutation(KEY, size))
+  found, back = jax.vjp(
+    lambda x: intrinsic_said.permuted(key, x), jnp.asarray(x)
+  )
+  expected = np.zeros_like(change)
+  expected[order] = change
+  np.testing.assert_array_equal(found, np.asarray(x, found.dtype)[order])
+  np.testing.assert_array_equal(
+    back(jnp.asarray(change, found.dtype))[0], expected.astype(found.dtype)
+  )
+
+
 def test_fastfood_is_linear_and_of_blocks_h_g_p_h_b():
   """Of theta's unit vectors it is the matrix; H undoes its first factor."""
   keys = jax.random.split(KEY, 2)

@@ -21,7 +21,7 @@ def test_order_of_files_does_not_matter(jobs):
   found = []
   for files in itertools.permutations(FILES):
     jobs.parse("train", *files)
-    found.append(config._settings())
+    found.append(config.settings())
   assert all(one == found[0] for one in found)
 
 

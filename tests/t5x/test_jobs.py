@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from peft_jax import cli
 from peft_jax import manifest as manifests
 from peft_jax.rules import TargetError
-from peft_jax.train import checkpoints, opened
+from peft_jax.train import checkpoints, hosts, opened
 
 pytestmark = pytest.mark.t5x
 
@@ -155,6 +155,15 @@ def test_bad_settings_stop_the_job(jobs, tmp_path, bindings, error, message):
   with pytest.raises(error, match=message):
     jobs.train(tmp_path / "run", *bindings)
   assert not checkpoints.steps_of(tmp_path / "run")
+
+
+def test_processes_that_jax_has_connected_are_refused(
+  jobs, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  with pytest.raises(hosts.HostsError, match="Leave --multiprocess_gpu out"):
+    jobs.train(tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_fish_mask_is_refused(jobs, tmp_path):

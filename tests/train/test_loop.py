@@ -360,31 +360,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(data_dir, tmp_path):
   assert f"at step {saved[0]}" in line
 
 
-@pytest.mark.slow
-def test_two_processes_give_the_loss_of_one(data_dir, tmp_path):
-  alone = run_command(data_dir, tmp_path / "one")
-  assert alone.communicate()[0] and alone.returncode == 0
-  import socket
-
-  with socket.socket() as probe:
-    probe.bind(("localhost", 0))
-    port = probe.getsockname()[1]
-  together = [
-    run_command(
-      data_dir,
-      tmp_path / "two",
-      f"--coordinator_address=localhost:{port}",
-      "--num_processes=2",
-      f"--process_id={i}",
-    )
-    for i in range(2)
-  ]
-  texts = [process.communicate(timeout=240)[0] for process in together]
-  assert [p.returncode for p in together] == [0, 0], texts
-  one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-  np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-6)
-
-
 def test_patience_ends_a_run_that_gets_no_better(data_dir, tmp_path, capsys):
   """A rate of almost nothing: every evaluation is as the first."""
   patient = ["EVAL_PERIOD = 1", "PATIENCE = 2", "LEARNING_RATE = 1e-30"]

@@ -1,9 +1,9 @@
 """`--require tpu` lets the workers of a slice find one another."""
 
-import jax
 import pytest
 
 from peft_jax import cli, doctor
+from peft_jax.train import hosts
 
 TRAIN = ("train", "--model=tiny", "--adapter=ia3", "--task=quickstart")
 
@@ -21,9 +21,12 @@ TRAIN = ("train", "--model=tiny", "--adapter=ia3", "--task=quickstart")
 def test_workers_join_before_jax_starts(monkeypatch, files, argv, times):
   happened = []
   monkeypatch.setattr(doctor, "_device_files", lambda: files)
-  monkeypatch.setattr(
-    jax.distributed, "initialize", lambda *args: happened.append(args)
-  )
+
+  def join(*told, **timeouts):
+    happened.append((told, timeouts))
+    return hosts.ALONE
+
+  monkeypatch.setattr(hosts, "join", join)
 
   def stop(name):
     happened.append(name)
@@ -31,4 +34,5 @@ def test_workers_join_before_jax_starts(monkeypatch, files, argv, times):
 
   monkeypatch.setattr(doctor, "require_platform", stop)
   assert cli.main([*TRAIN, *argv]) == 1
-  assert happened == [()] * times + [argv[0].partition("=")[2]]
+  own = ((None, None, None), {"start_timeout": 600, "host_timeout": 60})
+  assert happened == [own] * times + [argv[0].partition("=")[2]]
