@@ -16,6 +16,7 @@ from etils import epath
 from peft_jax.tasks.sources import DataError
 
 BENCHMARKS: Mapping[str, str] = {
+  "raft": "peft_jax.tasks.raft_submission",
   "superglue": "peft_jax.tasks.superglue_submission",
 }
 # Task -> its rows, each with `idx` and `prediction`.

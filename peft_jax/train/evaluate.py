@@ -164,7 +164,7 @@ def evaluate(
     batch_size: B.
     mesh: the mesh the batches are placed on.
   """
-  texts, scores = _answers(predict, eval_set, how, batch_size, mesh)
+  texts, scores = answers(predict, eval_set, how, batch_size, mesh)
   return judge(eval_set, texts, scores)
 
 
@@ -202,14 +202,22 @@ def judge(
   )
 
 
-def _answers(
+def answers(
   predict: Predict,
   eval_set: EvalSet,
   how: Answering,
   batch_size: int,
   mesh: Mesh,
 ) -> tuple[list[str], list[dict[str, float]] | None]:
-  """Returns the text of every answer, and of a ranking all scores."""
+  """Returns the text of every answer, and of a ranking all scores.
+
+  Args:
+    predict: from `answering`, with its parameters.
+    eval_set: the examples.
+    how: answers are found, as given to `answering`.
+    batch_size: B.
+    mesh: the mesh the batches are placed on.
+  """
   if not isinstance(how, Ranking):
     vocabulary = eval_set.task.output_features["targets"].vocabulary
     ids = predict_tokens(

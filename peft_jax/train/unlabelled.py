@@ -1,12 +1,12 @@
 """A run's answers to the unlabelled test split, to be sent in."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import seqio
-
+from peft_jax import sharding
 from peft_jax.tasks.sources import DataError
-from peft_jax.train import data, opened
+from peft_jax.train import data, evaluate, features
+from peft_jax.train.data import EvalSet
 from peft_jax.train.opened import Opened
 from peft_jax.train.predict import Answering
 
@@ -26,48 +26,47 @@ def predict(
     DataError: if no task of the run has a test split, or its examples have no
       `idx`.
   """
-  task = data.get_task(found.config)
-  parts = task.tasks if isinstance(task, seqio.Mixture) else [task]
-  with_test = [part for part in parts if SPLIT in part.splits]
-  if not with_test:
-    raise DataError(
-      f"expected a task of {task.name!r} with a test split, found none."
-      " Put its test.jsonl beside the other files."
-    )
-  return {part.name: _answers(found, part, how) for part in with_test}
+  config = found.config
+  how = how or config.answer_by
+  task = data.get_task(config)
+  sets = data.eval_sets(
+    task,
+    lengths=config.task_feature_lengths,
+    split=SPLIT,
+    features=features.of(config, task),
+  )
+  for eval_set in sets:
+    if "idx" not in eval_set.examples[0]:
+      raise DataError(
+        f"expected test examples of {eval_set.task.name!r} with idx, found"
+        f" {sorted(eval_set.examples[0])}. Only tasks with one can be sent in."
+      )
+  evaluate.check(how, sets)
+  with sharding.use(found.mesh):
+    compiled = evaluate.answering(how, found.model, mesh=found.mesh, sets=sets)
+    return {
+      eval_set.task.name: _rows(
+        eval_set,
+        evaluate.answers(
+          lambda inputs: compiled(found.frozen, found.adapter, inputs),
+          eval_set,
+          how,
+          config.eval_batch_size,
+          found.mesh,
+        )[0],
+      )
+      for eval_set in sets
+    }
 
 
-def _answers(
-  found: Opened, task: seqio.Task, how: Answering | None
-) -> list[dict[str, Any]]:
-  dataset = task.get_dataset(None, SPLIT, shuffle=False)
-  examples = list(dataset.as_numpy_iterator())
-  if not examples or "idx" not in examples[0]:
-    raise DataError(
-      f"expected test examples of {task.name!r} with idx, found"
-      f" {sorted(examples[0]) if examples else 'none'}. Only tasks with one can"
-      " be sent in."
-    )
-  answered = opened.infer(found, _rows(examples), how=how)
+def _rows(eval_set: EvalSet, texts: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns the answers as the task writes them, with their examples' idx."""
   return [
     {
       "idx": example["idx"].tolist(),
-      "prediction": task.postprocess_fn(
-        row["prediction"], example=example, is_target=False
+      "prediction": eval_set.task.postprocess_fn(
+        text, example=example, is_target=False
       ),
     }
-    for example, row in zip(examples, answered, strict=True)
-  ]
-
-
-def _rows(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Returns the examples as `infer` takes them."""
-  return [
-    {
-      "inputs": example["inputs_pretokenized"].decode(),
-      "choices": [
-        text.decode() for text in example.get("choices_pretokenized", ())
-      ],
-    }
-    for example in examples
+    for example, text in zip(eval_set.examples, texts, strict=True)
   ]
