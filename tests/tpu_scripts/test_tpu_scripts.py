@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from peft_jax import cli, doctor
+from peft_jax.cli import command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
@@ -416,7 +417,7 @@ def test_commands_of_the_documents(cloud, text):
     assert done.returncode == 0, done.stderr
     launched = shlex.split(rest.partition(" -- ")[2])
     if launched[:2] == ["peft-jax", "train"]:
-      assert cli._parser().parse_args(launched[1:]).run
+      assert command._parser().parse_args(launched[1:]).run
   assert cloud.calls() == []
 
 

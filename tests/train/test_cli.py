@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_jax import cli
+from peft_jax.cli import command
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -96,4 +97,4 @@ def test_readme_commands_parse():
     argv = shlex.split(command.replace("\\\n", " "), comments=True)
     if argv[0] != "doctor":
       plain = [a for a in argv if not a.startswith("--gin.")]
-      assert cli._parser().parse_args(plain).run
+      assert command._parser().parse_args(plain).run
