@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return doctor.main(argv[1:])
   bindings = [a[len("--gin.") :] for a in argv if a.startswith("--gin.")]
   rest = [a for a in argv if not a.startswith("--gin.")]
-  args = _parser().parse_args(rest)
+  args = parser_of().parse_args(rest)
   args.bindings = bindings
   try:
     if args.reads_data:
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of() -> argparse.ArgumentParser:
+  """Returns the parser of all commands."""
   parser = argparse.ArgumentParser(
     prog="peft-jax",
     description="Parameter-efficient fine-tuning in JAX.",

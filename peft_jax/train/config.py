@@ -113,7 +113,7 @@ class Config:
     fisher_examples: training examples that a FISH mask is chosen on.
     gradient_clip: largest global norm of the adapter's gradient; 0: none.
     eval_period: steps between evaluations; 0: only at the end.
-    eval_split: split that is evaluated.
+    eval_split: split that is evaluated; empty: none is.
     eval_batch_size: B in evaluation.
     max_eval_examples: evaluates only so many; 0: all.
     eval_frozen: evaluates the frozen model before training.
@@ -192,9 +192,10 @@ class Config:
     ):
       if getattr(self, name) < 1:
         raise ConfigError(f"expected {name} >= 1, found {getattr(self, name)}.")
-    if self.patience and not self.eval_period:
+    if self.patience and not (self.eval_period and self.eval_split):
       raise ConfigError(
-        f"expected EVAL_PERIOD >= 1 with PATIENCE = {self.patience}, found 0:"
+        f"expected EVAL_PERIOD >= 1 and an EVAL_SPLIT with PATIENCE ="
+        f" {self.patience}, found {self.eval_period} and {self.eval_split!r}:"
         " training would not be evaluated before its end."
       )
     if np.dtype(self.backbone_dtype).name not in ("float32", "bfloat16"):

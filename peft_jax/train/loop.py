@@ -88,13 +88,15 @@ def train(resolved: Resolved, processes: Hosts = ALONE) -> Summary:
   data.check_vocabulary(task, config.network.config.vocab_size)
   if not config.allow_cut_targets:
     data.check_targets(task, config.task_feature_lengths)
-  eval_sets = data.eval_sets(
-    task,
-    lengths=config.task_feature_lengths,
-    split=config.eval_split,
-    max_examples=config.max_eval_examples,
-    features=features.of(config, task),
-  )
+  eval_sets = []
+  if config.eval_split:
+    eval_sets = data.eval_sets(
+      task,
+      lengths=config.task_feature_lengths,
+      split=config.eval_split,
+      max_examples=config.max_eval_examples,
+      features=features.of(config, task),
+    )
   evaluate.check(config.answer_by, eval_sets)
   width = data.choices_width(config, task)
 
@@ -295,6 +297,8 @@ class Evaluator:
 
     Before training only: later, what is trained of the backbone has changed.
     """
+    if not self.eval_sets:
+      return []
     predict = self._answering(self.config.network)
     params = partition.join(self.run.frozen, self.run.state.adapter)
     backbone = partition.backbone_of(params, self.run.model)

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from peft_jax import cli, doctor
-from peft_jax.cli import command
+from peft_jax import doctor
+from peft_jax.cli.command import parser_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "tpu_scripts"
@@ -417,7 +417,7 @@ def test_commands_of_the_documents(cloud, text):
     assert done.returncode == 0, done.stderr
     launched = shlex.split(rest.partition(" -- ")[2])
     if launched[:2] == ["peft-jax", "train"]:
-      assert command._parser().parse_args(launched[1:]).run
+      assert parser_of().parse_args(launched[1:]).run
   assert cloud.calls() == []
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_jax import cli
-from peft_jax.cli import command
+from peft_jax.cli.command import parser_of
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -97,4 +97,4 @@ def test_readme_commands_parse():
     argv = shlex.split(command.replace("\\\n", " "), comments=True)
     if argv[0] != "doctor":
       plain = [a for a in argv if not a.startswith("--gin.")]
-      assert command._parser().parse_args(plain).run
+      assert parser_of().parse_args(plain).run

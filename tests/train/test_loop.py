@@ -372,5 +372,15 @@ def test_patience_ends_a_run_that_gets_no_better(data_dir, tmp_path, capsys):
 
 
 def test_patience_needs_evaluations(data_dir, tmp_path):
-  with pytest.raises(ConfigError, match="EVAL_PERIOD >= 1 with PATIENCE = 2"):
+  with pytest.raises(
+    ConfigError, match="EVAL_PERIOD >= 1 and an EVAL_SPLIT with PAT"
+  ):
     resolve(data_dir, tmp_path / "run", "PATIENCE = 2")
+
+
+def test_a_run_without_evaluation(data_dir, tmp_path):
+  blind = ["EVAL_SPLIT = ''", "TRAIN_STEPS = 2"]
+  (data_dir / "validation.jsonl").unlink()
+  summary = loop.train(resolve(data_dir, tmp_path / "run", *blind))
+  assert summary.adapted_metrics == {}
+  assert (tmp_path / "run" / "report.html").exists()
