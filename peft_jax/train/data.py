@@ -31,8 +31,10 @@ from peft_jax.train.objective import AnswerChoices
 
 Task = seqio.Task | seqio.Mixture
 
-# Examples that the checks before training look at.
+# Examples that the checks before training look at, and the fewest of a task
+# that is one of many.
 _CHECKED = 1000
+_CHECKED_OF_A_TASK = 10
 
 
 def get_task(config: Config) -> Task:
@@ -100,9 +102,8 @@ def measure_lengths(
   """
   longest, cut = dict.fromkeys(lengths, 0), dict.fromkeys(lengths, 0)
   examples = 0
-  for part in _tasks(task):
-    dataset = part.get_dataset(None, split, shuffle=False).take(_CHECKED)
-    for example in dataset.as_numpy_iterator():
+  for _, found in _first_examples(task, split):
+    for example in found:
       examples += 1
       for name, allowed in lengths.items():
         length = len(example[name])
@@ -144,13 +145,27 @@ def choices_width(config: Config, task: Task) -> int:
   if not isinstance(config.objective, AnswerChoices):
     return 0
   width = 0
-  for part in _tasks(task):
-    dataset = part.get_dataset(None, "train", shuffle=False).take(_CHECKED)
-    examples = list(dataset.as_numpy_iterator())
+  for part, examples in _first_examples(task, "train"):
     end = end_id(part.output_features["targets"].vocabulary)
     width = max(width, most_choices(examples, end))
     _check_labels(examples, part.name)
   return config.max_choices or width
+
+
+def _first_examples(
+  task: Task, split: str
+) -> Iterator[tuple[seqio.Task, list[Mapping[str, Any]]]]:
+  """Yields the tasks that have the split, with their first examples."""
+  parts = [part for part in tasks_of(task) if split in part.splits]
+  for part in parts:
+    count = max(_CHECKED // len(parts), _CHECKED_OF_A_TASK)
+    dataset = part.get_dataset(None, split, shuffle=False).take(count)
+    examples = list(dataset.as_numpy_iterator())
+    if not examples:
+      raise DataError(
+        f"expected examples in split {split!r} of {part.name!r}, found none."
+      )
+    yield part, examples
 
 
 def _check_labels(examples: Iterable[Mapping[str, Any]], name: str) -> None:
@@ -294,11 +309,11 @@ def eval_sets(
   Raises:
     DataError: if no task has the split, or it is empty.
   """
-  parts = [part for part in _tasks(task) if split in part.splits]
+  parts = [part for part in tasks_of(task) if split in part.splits]
   if not parts:
     raise DataError(
       f"expected a task of {task.name!r} with the split {split!r}, found"
-      f" {sorted({s for p in _tasks(task) for s in p.splits})}. Set EVAL_SPLIT."
+      f" {sorted({s for p in tasks_of(task) for s in p.splits})}. Set EVAL_SPLIT."
     )
   features = features or EncoderDecoder()
   return [
@@ -366,7 +381,8 @@ def to_devices(
   }
 
 
-def _tasks(task: Task) -> list[seqio.Task]:
+def tasks_of(task: Task) -> list[seqio.Task]:
+  """Returns the tasks of a mixture, or the task."""
   return list(task.tasks) if isinstance(task, seqio.Mixture) else [task]
 
 

@@ -29,6 +29,11 @@ def predict(
   config = found.config
   how = how or config.answer_by
   task = data.get_task(config)
+  if not any(SPLIT in part.splits for part in data.tasks_of(task)):
+    raise DataError(
+      f"expected a task of {task.name!r} with a test split, found none."
+      " Put its test.jsonl beside the other files."
+    )
   sets = data.eval_sets(
     task,
     lengths=config.task_feature_lengths,
