@@ -313,7 +313,8 @@ def eval_sets(
   if not parts:
     raise DataError(
       f"expected a task of {task.name!r} with the split {split!r}, found"
-      f" {sorted({s for p in tasks_of(task) for s in p.splits})}. Set EVAL_SPLIT."
+      f" {sorted({s for p in tasks_of(task) for s in p.splits})}. Set"
+      " EVAL_SPLIT."
     )
   features = features or EncoderDecoder()
   return [
