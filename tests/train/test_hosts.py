@@ -308,7 +308,7 @@ def start(tmp_path_factory):
       argv += [
         f"--coordinator_address=localhost:{free_port()}",
         f"--num_processes={count}",
-        "--start_timeout=60",
+        "--start_timeout=300",
         "--host_timeout=5",
       ]
     each = [
