@@ -112,7 +112,9 @@ def test_submit_of_a_run_and_of_a_file(run, capsys, tmp_path):
 def test_what_cannot_be_sent_in(run, capsys, tmp_path):
   to = ["--to", str(tmp_path / "to")]
   assert cli.main(["submit", str(run), "--benchmark", "x", *to]) == 1
-  assert "expected one of the benchmarks raft, superglue" in capsys.readouterr().err
+  assert (
+    "expected one of the benchmarks raft, superglue" in capsys.readouterr().err
+  )
   assert cli.main(["submit", str(run), "--benchmark", "superglue", *to]) == 1
   # GLUE's folder of this run has no test.tsv.
   assert "'glue_qqp' with a test split, found none" in capsys.readouterr().err
