@@ -131,7 +131,7 @@ def test_all_files_or_none(tmp_path):
   assert path.name == "CB.jsonl"
   with pytest.raises(DataError, match="expected every task's predictions once"):
     submission.merged([good, good])
-  with pytest.raises(DataError, match="one of the benchmarks superglue"):
+  with pytest.raises(DataError, match="one of the benchmarks raft, superglue"):
     submission.write("glue", good, tmp_path)
 
 
