@@ -8,7 +8,7 @@ the mesh, and a resumed run goes on exactly where it stopped.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from peft_jax.train.features import (
   end_id,
   most_choices,
 )
+from peft_jax.train.features import of as features_of
 from peft_jax.train.objective import AnswerChoices
 
 Task = seqio.Task | seqio.Mixture
@@ -242,18 +243,19 @@ def _groups(examples: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvalSet:
-  """The examples of one task that is evaluated, in order.
+class Asked:
+  """Examples that are to be answered, in order.
 
   Attributes:
-    task: the task.
-    examples: the raw examples, for post-processing.
+    examples: with `inputs`, and to be ranked `choices` and
+      `choices_pretokenized`, as a task has them.
+    vocabulary: that answers are written in.
     lengths: feature -> tokens.
     features: of the network.
   """
 
-  task: seqio.Task
-  examples: list[Mapping[str, Any]]
+  examples: Sequence[Mapping[str, Any]]
+  vocabulary: seqio.Vocabulary
   lengths: Mapping[str, int]
   features: Features
 
@@ -286,7 +288,34 @@ class EvalSet:
   @property
   def eos_id(self) -> int:
     """Id that ends an answer."""
-    return end_id(self.task.output_features["targets"].vocabulary)
+    return end_id(self.vocabulary)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalSet(Asked):
+  """The examples of one task that is evaluated.
+
+  Attributes:
+    task: the task, which also post-processes them.
+  """
+
+  task: seqio.Task
+
+
+def configured_sets(config: Config, task: Task) -> list[EvalSet]:
+  """Returns what a run is configured to evaluate, see `eval_sets`.
+
+  Args:
+    config: the run's.
+    task: its task, see `get_task`.
+  """
+  return eval_sets(
+    task,
+    lengths=config.task_feature_lengths,
+    split=config.eval_split,
+    max_examples=config.max_eval_examples,
+    features=features_of(config, task),
+  )
 
 
 def eval_sets(
@@ -338,7 +367,11 @@ def _eval_set(
       f"expected examples in split {split!r} of {task.name!r}, found none."
     )
   return EvalSet(
-    task=task, examples=examples, lengths=lengths, features=features
+    task=task,
+    examples=examples,
+    vocabulary=task.output_features["targets"].vocabulary,
+    lengths=lengths,
+    features=features,
   )
 
 

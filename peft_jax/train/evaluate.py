@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from peft_jax import choices, sharding
 from peft_jax.train import data
-from peft_jax.train.data import EvalSet
+from peft_jax.train.data import Asked, EvalSet
 from peft_jax.train.predict import (
   ROWS,
   Answering,
@@ -48,7 +48,7 @@ class Evaluation:
 
 
 def answering(
-  how: Answering, model: Any, *, mesh: Mesh, sets: Sequence[EvalSet]
+  how: Answering, model: Any, *, mesh: Mesh, sets: Sequence[Asked]
 ) -> Callable[[Any, Any, Inputs], jax.Array]:
   """Returns the compiled (frozen, adapter, inputs) -> what `evaluate` takes.
 
@@ -56,7 +56,7 @@ def answering(
     how: answers are found.
     model: network with adapters, or a network with an empty adapter.
     mesh: the mesh the parameters are on.
-    sets: what will be evaluated.
+    sets: what will be asked.
   """
   if isinstance(how, Ranking):
     return make_rank(model, mesh=mesh, how=how)
@@ -69,15 +69,15 @@ def answering(
   )
 
 
-def check(how: Answering, sets: Sequence[EvalSet]) -> None:
+def check(how: Answering, sets: Sequence[Asked]) -> None:
   """Raises if answers cannot be found so, before anything is computed.
 
   Raises:
     DataError: if a ranking lacks answer choices, or one is too long.
   """
   if isinstance(how, Ranking):
-    for eval_set in sets:
-      _ = eval_set.choices
+    for asked in sets:
+      _ = asked.choices
 
 
 def predict_rows(
@@ -164,24 +164,26 @@ def evaluate(
     batch_size: B.
     mesh: the mesh the batches are placed on.
   """
-  texts, scores = answers(predict, eval_set, how, batch_size, mesh)
+  texts, scores = answers(
+    predict, eval_set, how, batch_size=batch_size, mesh=mesh
+  )
   return judge(eval_set, texts, scores)
 
 
 def judge(
   eval_set: EvalSet,
   texts: Sequence[str],
-  scores: Sequence[Mapping[str, float]] | None = None,
+  scores: Sequence[Sequence[float]] | None = None,
 ) -> Evaluation:
   """Returns the task's metrics of answers.
 
   Args:
     eval_set: the examples.
     texts: an answer for each.
-    scores: see `Evaluation`.
+    scores: of a ranking, those of each example's choices.
   """
   task = eval_set.task
-  vocabulary = task.output_features["targets"].vocabulary
+  vocabulary = eval_set.vocabulary
   targets, predictions = [], []
   for example, text in zip(eval_set.examples, texts, strict=True):
     wanted = _text(example.get("targets_pretokenized"), vocabulary, example)
@@ -192,51 +194,72 @@ def judge(
   metrics: dict[str, Any] = {}
   for metric in task.predict_metric_fns:
     metrics.update(metric(targets, predictions))
+  named = None
+  if scores is not None:
+    named = [
+      dict(zip(eval_set.choice_texts(row), found, strict=True))
+      for row, found in enumerate(scores)
+    ]
   return Evaluation(
     task=task.name,
     metrics={name: float(value) for name, value in metrics.items()},
     inputs=[_input_text(example, task) for example in eval_set.examples],
     targets=targets,
     predictions=predictions,
-    scores=scores,
+    scores=named,
   )
 
 
 def answers(
   predict: Predict,
-  eval_set: EvalSet,
+  asked: Asked,
   how: Answering,
+  *,
   batch_size: int,
   mesh: Mesh,
-) -> tuple[list[str], list[dict[str, float]] | None]:
-  """Returns the text of every answer, and of a ranking all scores.
+) -> tuple[list[str], list[list[float]] | None]:
+  """Returns the text of every answer, and of a ranking its choices' scores.
 
   Args:
     predict: from `answering`, with its parameters.
-    eval_set: the examples.
+    asked: the examples.
     how: answers are found, as given to `answering`.
     batch_size: B.
     mesh: the mesh the batches are placed on.
   """
   if not isinstance(how, Ranking):
-    vocabulary = eval_set.task.output_features["targets"].vocabulary
     ids = predict_tokens(
-      predict, eval_set.inputs, batch_size=batch_size, mesh=mesh
+      predict, asked.inputs, batch_size=batch_size, mesh=mesh
     )
-    return [decode(vocabulary, row) for row in ids], None
+    return [decode(asked.vocabulary, row) for row in ids], None
   found = choice_scores(
     predict,
-    eval_set.choices,
-    without_input=eval_set.blank_choices if how.calibrated else None,
+    asked.choices,
+    without_input=asked.blank_choices if how.calibrated else None,
     batch_size=batch_size,
     mesh=mesh,
   )
-  texts, scores = [], []
-  for row, best in enumerate(np.argmin(found, axis=1).tolist()):
-    names = eval_set.choice_texts(row)
-    texts.append(names[best])
-    scores.append(dict(zip(names, found[row].tolist(), strict=False)))
-  return texts, scores
+  return best_choices(asked, found)
+
+
+def best_choices(
+  asked: Asked, scores: np.ndarray
+) -> tuple[list[str], list[list[float]]]:
+  """Returns each example's choice with the lowest score, and its own scores.
+
+  Args:
+    asked: N examples.
+    scores: [N, C], of absent choices too.
+  """
+  names = [asked.choice_texts(row) for row in range(len(scores))]
+  best = np.argmin(scores, axis=1).tolist()
+  return (
+    [texts[choice] for texts, choice in zip(names, best, strict=True)],
+    [
+      row[: len(texts)].tolist()
+      for texts, row in zip(names, scores, strict=True)
+    ],
+  )
 
 
 def decode(vocabulary: Any, ids: np.ndarray) -> str:

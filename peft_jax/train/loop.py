@@ -90,13 +90,7 @@ def train(resolved: Resolved, processes: Hosts = ALONE) -> Summary:
     data.check_targets(task, config.task_feature_lengths)
   eval_sets = []
   if config.eval_split:
-    eval_sets = data.eval_sets(
-      task,
-      lengths=config.task_feature_lengths,
-      split=config.eval_split,
-      max_examples=config.max_eval_examples,
-      features=features.of(config, task),
-    )
+    eval_sets = data.configured_sets(config, task)
   evaluate.check(config.answer_by, eval_sets)
   width = data.choices_width(config, task)
 

@@ -26,17 +26,14 @@ from peft_jax.inject import Adapted
 from peft_jax.manifest import Manifest
 from peft_jax.rules import Rule
 from peft_jax.tasks import vocabularies
+from peft_jax.tasks.preprocessors import CHOICES
 from peft_jax.tasks.sources import DataError
 from peft_jax.train import checkpoints, data, evaluate, features
 from peft_jax.train import config as configs
 from peft_jax.train.config import Config
+from peft_jax.train.data import Asked
 from peft_jax.train.evaluate import Evaluation
-from peft_jax.train.predict import (
-  Answering,
-  Ranking,
-  make_predict,
-  make_rank,
-)
+from peft_jax.train.predict import Answering, Ranking
 from peft_jax.train.setup import configured_backbone, shapes_of
 
 
@@ -202,6 +199,43 @@ def _setting(binding: str) -> tuple[str, Any]:
     ) from error
 
 
+def answers(
+  opened: Opened,
+  sets: Sequence[Asked],
+  how: Answering,
+  *,
+  params: Any = None,
+  network: Any = None,
+) -> list[tuple[list[str], list[list[float]] | None]]:
+  """Returns what `evaluate.answers` does of each set; compiles once.
+
+  Args:
+    opened: the adapter.
+    sets: what is asked.
+    how: answers are found.
+    params: parameters in the place of backbone and adapter, e.g. merged ones.
+    network: the network that takes them.
+
+  Raises:
+    DataError: see `evaluate.check`.
+  """
+  evaluate.check(how, sets)
+  frozen, adapter = (params, {}) if params else (opened.frozen, opened.adapter)
+  model = opened.model if network is None else network
+  with sharding.use(opened.mesh):
+    compiled = evaluate.answering(how, model, mesh=opened.mesh, sets=sets)
+    return [
+      evaluate.answers(
+        lambda inputs: compiled(frozen, adapter, inputs),
+        asked,
+        how,
+        batch_size=opened.config.eval_batch_size,
+        mesh=opened.mesh,
+      )
+      for asked in sets
+    ]
+
+
 def evaluate_task(
   opened: Opened,
   *,
@@ -213,35 +247,19 @@ def evaluate_task(
 
   Args:
     opened: the adapter.
-    params: parameters in the place of backbone and adapter, e.g. merged ones.
-    network: the network that takes them.
+    params: see `answers`.
+    network: see `answers`.
     how: answers are found; default: as the run's evaluations did.
   """
   config = opened.config
-  how = how or config.answer_by
-  task = data.get_task(config)
-  sets = data.eval_sets(
-    task,
-    lengths=config.task_feature_lengths,
-    split=config.eval_split,
-    max_examples=config.max_eval_examples,
-    features=features.of(config, task),
+  sets = data.configured_sets(config, data.get_task(config))
+  found = answers(
+    opened, sets, how or config.answer_by, params=params, network=network
   )
-  evaluate.check(how, sets)
-  frozen, adapter = (params, {}) if params else (opened.frozen, opened.adapter)
-  model = opened.model if network is None else network
-  with sharding.use(opened.mesh):
-    compiled = evaluate.answering(how, model, mesh=opened.mesh, sets=sets)
-    return [
-      evaluate.evaluate(
-        lambda inputs: compiled(frozen, adapter, inputs),
-        eval_set,
-        how=how,
-        batch_size=config.eval_batch_size,
-        mesh=opened.mesh,
-      )
-      for eval_set in sets
-    ]
+  return [
+    evaluate.judge(eval_set, texts, scores)
+    for eval_set, (texts, scores) in zip(sets, found, strict=True)
+  ]
 
 
 def infer(
@@ -262,53 +280,22 @@ def infer(
     DataError: if rows that shall be ranked lack choices.
   """
   how = how or opened.config.answer_by
-  lengths = opened.config.task_feature_lengths
-  vocabulary, examples = examples_of(opened.config, rows, how)
-  asked = features.for_network(opened.config, vocabulary)
-  kept: dict[str, Any] = {
-    "batch_size": opened.config.eval_batch_size,
-    "mesh": opened.mesh,
-  }
-  with sharding.use(opened.mesh):
-    if not isinstance(how, Ranking):
-      compiled = make_predict(
-        opened.model,
-        mesh=opened.mesh,
-        max_decode_length=lengths["targets"],
-        eos_id=vocabulary.eos_id,
-        how=how,
-      )
-      found = evaluate.predict_tokens(
-        lambda inputs: compiled(opened.frozen, opened.adapter, inputs),
-        asked.inputs(examples, lengths),
-        **kept,
-      )
-      return [
-        {**row, "prediction": evaluate.decode(vocabulary, ids)}
-        for row, ids in zip(rows, found, strict=True)
-      ]
-    rank = make_rank(opened.model, mesh=opened.mesh, how=how)
-    blank = [{**e, "inputs": [vocabulary.eos_id]} for e in examples]
-    found = evaluate.choice_scores(
-      lambda batch: rank(opened.frozen, opened.adapter, batch),
-      asked.choices(examples, lengths),
-      without_input=asked.choices(blank, lengths) if how.calibrated else None,
-      **kept,
-    )
+  [(texts, scores)] = answers(opened, [asked_of(opened.config, rows, how)], how)
+  answered = [
+    {**row, "prediction": text} for row, text in zip(rows, texts, strict=True)
+  ]
+  if scores is None:
+    return answered
   return [
-    {
-      **row,
-      "prediction": row["choices"][int(np.argmin(scores))],
-      "scores": scores[: len(row["choices"])].tolist(),
-    }
-    for row, scores in zip(rows, found, strict=True)
+    {**row, "scores": found}
+    for row, found in zip(answered, scores, strict=True)
   ]
 
 
-def examples_of(
+def asked_of(
   config: Config, rows: Sequence[Mapping[str, Any]], how: Answering
-) -> tuple[Any, list[dict[str, Any]]]:
-  """Returns the vocabulary, and rows as a task would make them.
+) -> Asked:
+  """Returns rows as a task would ask them.
 
   Args:
     config: of the adapter that answers.
@@ -320,7 +307,12 @@ def examples_of(
   """
   vocabulary = vocabularies.resolve(config.vocabulary)
   lengths, ranks = config.task_feature_lengths, isinstance(how, Ranking)
-  return vocabulary, [_example(row, vocabulary, lengths, ranks) for row in rows]
+  return Asked(
+    examples=[_example(row, vocabulary, lengths, ranks) for row in rows],
+    vocabulary=vocabulary,
+    lengths=lengths,
+    features=features.for_network(config, vocabulary),
+  )
 
 
 def _example(
@@ -344,7 +336,11 @@ def _example(
   flat: list[int] = []
   for text in texts:
     flat += [*vocabulary.encode(text), vocabulary.eos_id]
-  return {**example, "choices": np.array(flat, np.int32)}
+  return {
+    **example,
+    CHOICES: np.array(flat, np.int32),
+    f"{CHOICES}_pretokenized": [text.encode() for text in texts],
+  }
 
 
 def read_inputs(path: str | Path) -> list[dict[str, Any]]:

@@ -1,11 +1,11 @@
 """A run's answers to the unlabelled test split, to be sent in."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from peft_jax import sharding
 from peft_jax.tasks.sources import DataError
-from peft_jax.train import data, evaluate, features
+from peft_jax.train import data, opened
 from peft_jax.train.data import EvalSet
 from peft_jax.train.opened import Opened
 from peft_jax.train.predict import Answering
@@ -26,42 +26,27 @@ def predict(
     DataError: if no task of the run has a test split, or its examples have no
       `idx`.
   """
-  config = found.config
-  how = how or config.answer_by
+  config = dataclasses.replace(
+    found.config, eval_split=SPLIT, max_eval_examples=0
+  )
   task = data.get_task(config)
   if not any(SPLIT in part.splits for part in data.tasks_of(task)):
     raise DataError(
       f"expected a task of {task.name!r} with a test split, found none."
       " Put its test.jsonl beside the other files."
     )
-  sets = data.eval_sets(
-    task,
-    lengths=config.task_feature_lengths,
-    split=SPLIT,
-    features=features.of(config, task),
-  )
+  sets = data.configured_sets(config, task)
   for eval_set in sets:
     if "idx" not in eval_set.examples[0]:
       raise DataError(
         f"expected test examples of {eval_set.task.name!r} with idx, found"
         f" {sorted(eval_set.examples[0])}. Only tasks with one can be sent in."
       )
-  evaluate.check(how, sets)
-  with sharding.use(found.mesh):
-    compiled = evaluate.answering(how, found.model, mesh=found.mesh, sets=sets)
-    return {
-      eval_set.task.name: _rows(
-        eval_set,
-        evaluate.answers(
-          lambda inputs: compiled(found.frozen, found.adapter, inputs),
-          eval_set,
-          how,
-          config.eval_batch_size,
-          found.mesh,
-        )[0],
-      )
-      for eval_set in sets
-    }
+  answers = opened.answers(found, sets, how or config.answer_by)
+  return {
+    eval_set.task.name: _rows(eval_set, texts)
+    for eval_set, (texts, _) in zip(sets, answers, strict=True)
+  }
 
 
 def _rows(eval_set: EvalSet, texts: Sequence[str]) -> list[dict[str, Any]]:

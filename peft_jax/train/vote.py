@@ -11,7 +11,8 @@ import numpy as np
 
 from peft_jax import checkpoint, decoding, ensemble, layout, partition, sharding
 from peft_jax.ensemble import Vote
-from peft_jax.train import checkpoints, data, evaluate, features, opened
+from peft_jax.train import checkpoints, data, evaluate, opened
+from peft_jax.train.data import Asked
 from peft_jax.train.evaluate import Evaluation
 from peft_jax.train.opened import Opened
 from peft_jax.train.predict import (
@@ -58,33 +59,6 @@ class Voted:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Rows:
-  """Rows of a file, asked as the examples of a `data.EvalSet` are."""
-
-  rows: Sequence[Mapping[str, Any]]
-  examples: Sequence[Mapping[str, Any]]
-  lengths: Mapping[str, int]
-  features: features.Features
-  eos_id: int
-
-  @property
-  def inputs(self) -> Mapping[str, np.ndarray]:
-    return self.features.inputs(self.examples, self.lengths)
-
-  @property
-  def choices(self) -> Mapping[str, np.ndarray]:
-    return self.features.choices(self.examples, self.lengths)
-
-  @property
-  def blank_choices(self) -> Mapping[str, np.ndarray]:
-    blank = [{**example, "inputs": [self.eos_id]} for example in self.examples]
-    return self.features.choices(blank, self.lengths)
-
-  def choice_texts(self, row: int) -> list[str]:
-    return list(self.rows[row]["choices"])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Answers:
   """Answers to E examples.
 
@@ -92,13 +66,13 @@ class _Answers:
     members: N lists of E texts.
     chosen: E texts.
     probabilities: of these; empty with a majority.
-    scores: of a ranking, N lists of E times choice -> score.
+    scores: of a ranking, N lists of E lists, a score per choice.
   """
 
   members: Sequence[Sequence[str]]
   chosen: Sequence[str]
   probabilities: Sequence[float] = ()
-  scores: Sequence[Sequence[Mapping[str, float]]] = ()
+  scores: Sequence[Sequence[Sequence[float]]] = ()
 
 
 def open_members(
@@ -157,19 +131,11 @@ def evaluate_task(
   ensemble.check_vote(vote)
   config = members.opened.config
   how = how or config.answer_by
-  task = data.get_task(config)
-  sets = data.eval_sets(
-    task,
-    lengths=config.task_feature_lengths,
-    split=config.eval_split,
-    max_examples=config.max_eval_examples,
-    features=features.of(config, task),
-  )
+  sets = data.configured_sets(config, data.get_task(config))
   evaluate.check(how, sets)
   voted = []
   for eval_set in sets:
-    vocabulary = eval_set.task.output_features["targets"].vocabulary
-    found = _answers(members, eval_set, vocabulary, how, vote)
+    found = _answers(members, eval_set, how, vote)
     scores = found.scores or [None] * len(members.sources)
     voted.append(
       Voted(
@@ -221,15 +187,8 @@ def infer(
   ensemble.check_vote(vote)
   config = members.opened.config
   how = how or config.answer_by
-  vocabulary, examples = opened.examples_of(config, rows, how)
-  asked = _Rows(
-    rows=rows,
-    examples=examples,
-    lengths=config.task_feature_lengths,
-    features=features.for_network(config, vocabulary),
-    eos_id=features.end_id(vocabulary),
-  )
-  found = _answers(members, asked, vocabulary, how, vote)
+  asked = opened.asked_of(config, rows, how)
+  found = _answers(members, asked, how, vote)
   answered = []
   for i, row in enumerate(rows):
     answer: dict[str, Any] = {"prediction": found.chosen[i]}
@@ -242,8 +201,7 @@ def infer(
 
 def _answers(
   members: Members,
-  asked: data.EvalSet | _Rows,
-  vocabulary: Any,
+  asked: Asked,
   how: Answering,
   vote: Vote,
 ) -> _Answers:
@@ -266,7 +224,8 @@ def _answers(
       _predict(members, asked.eos_id, how), asked.inputs, **kept
     )
     texts = [
-      [evaluate.decode(vocabulary, row) for row in example] for example in ids
+      [evaluate.decode(asked.vocabulary, row) for row in example]
+      for example in ids
     ]
     if vote == "majority":
       winners, probabilities = [ensemble.majority(row) for row in texts], []
@@ -283,31 +242,20 @@ def _answers(
   )
 
 
-def _ranked(
-  scores: np.ndarray, asked: data.EvalSet | _Rows, vote: Vote
-) -> _Answers:
+def _ranked(scores: np.ndarray, asked: Asked, vote: Vote) -> _Answers:
   """scores: [N, E, C] -> the choices with the best."""
-  names = [asked.choice_texts(row) for row in range(scores.shape[1])]
+  each = [evaluate.best_choices(asked, of) for of in scores]
   chosen = ensemble.choose(scores, vote)
   means = ensemble.mean_probabilities(scores)
   return _Answers(
-    members=[
-      [texts[best] for texts, best in zip(names, row, strict=True)]
-      for row in scores.argmin(axis=-1)
-    ],
-    chosen=[texts[best] for texts, best in zip(names, chosen, strict=True)],
+    members=[texts for texts, _ in each],
+    chosen=[asked.choice_texts(row)[best] for row, best in enumerate(chosen)],
     probabilities=(
       means[np.arange(len(chosen)), chosen].tolist()
       if vote == "probability"
       else []
     ),
-    scores=[
-      [
-        dict(zip(texts, of.tolist(), strict=False))
-        for texts, of in zip(names, row, strict=True)
-      ]
-      for row in scores
-    ],
+    scores=[found for _, found in each],
   )
 
 

@@ -178,8 +178,9 @@ def test_probability_is_the_mean_over_all(runs):
     assert 0 < row["probability"] <= 1
   # By hand: what each adapter thinks of the ids that each answered.
   config = members.opened.config
-  vocabulary, examples = opened.examples_of(config, ROWS, Decoding())
-  asked = features.EncoderDecoder().inputs(examples, {"inputs": 10})
+  rows = opened.asked_of(config, ROWS, Decoding())
+  vocabulary = rows.vocabulary
+  asked = features.EncoderDecoder().inputs(rows.examples, {"inputs": 10})
   models = [opened.open_adapter(run) for run in runs]
   answers = [
     np.asarray(
