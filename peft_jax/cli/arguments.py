@@ -23,7 +23,11 @@ def add_run_arguments(command: argparse.ArgumentParser) -> None:
     "--adapter", metavar="NAME", help="peft-jax list methods"
   )
   command.add_argument("--recipe", metavar="NAME", help="peft-jax list recipes")
-  command.add_argument("--task", metavar="NAME", help="peft-jax list tasks")
+  command.add_argument(
+    "--task",
+    metavar="NAME",
+    help="peft-jax list tasks; with --recipe, rte is tfew_rte or superglue_rte",
+  )
   command.add_argument("--backbone", metavar="DIR", help="or: random")
   command.add_argument("--data_dir", metavar="DIR", help="local files")
   command.add_argument("--vocabulary", metavar="FILE", help="or: t5, bytes")

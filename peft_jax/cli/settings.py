@@ -34,7 +34,7 @@ def resolve(args: Any) -> Any:
     files.append(named("adapters", args.adapter))
   files += args.gin_file
   macros = {
-    "MIXTURE_OR_TASK_NAME": args.task,
+    "MIXTURE_OR_TASK_NAME": _task(args.task, args.recipe),
     "BACKBONE": args.backbone,
     "DATA_DIR": args.data_dir,
     "VOCABULARY": args.vocabulary,
@@ -45,6 +45,29 @@ def resolve(args: Any) -> Any:
   }
   bindings += [f"{name} = {v!r}" for name, v in macros.items() if v]
   return config.resolve(files, [*bindings, *args.bindings], search_paths(args))
+
+
+def _task(name: str | None, recipe: str | None) -> str | None:
+  """Returns the full name of a task that a recipe's short name stands for.
+
+  With the recipes of T-Few `rte` is T-Few's task, with others SuperGLUE's.
+  """
+  if not (name and recipe):
+    return name
+  prefixes = (recipe.split("_")[0], "superglue")
+  known = task_names()
+  return next((f"{p}_{name}" for p in prefixes if f"{p}_{name}" in known), name)
+
+
+def task_names() -> list[str]:
+  """Returns the names of the tasks."""
+  from peft_jax.train import host_tensorflow
+
+  host_tensorflow.import_tensorflow()
+
+  from peft_jax.tasks import prepare
+
+  return prepare.names()
 
 
 def _named_models() -> list[str]:

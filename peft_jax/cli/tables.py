@@ -9,22 +9,11 @@ from typing import Any
 from peft_jax import networks
 from peft_jax.cli import settings
 
-
-def _list_tasks() -> list[str]:
-  from peft_jax.train import host_tensorflow
-
-  host_tensorflow.import_tensorflow()
-
-  from peft_jax.tasks import prepare
-
-  return prepare.names()
-
-
 LISTS: dict[str, Callable[[], Sequence[str]]] = {
   "methods": lambda: settings.gin_names("adapters"),
   "models": lambda: list(networks.CONFIGS),
   "recipes": lambda: settings.gin_names("recipes"),
-  "tasks": _list_tasks,
+  "tasks": settings.task_names,
 }
 
 

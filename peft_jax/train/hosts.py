@@ -398,6 +398,11 @@ def _gather(
         line = key.data
         try:
           for message in line.receive():
+            earlier = lines.get(message["process"])
+            if earlier and line.ended():  # this one has come again before
+              continue
+            if earlier and earlier.ended():  # and this is who came again
+              del lines[message["process"]]
             problem = problem or _refusal(message, own, lines, hosts)
             lines[message["process"]] = line
             hosts[message["process"]] = message["host"]
@@ -421,8 +426,10 @@ def _greet(
   refused = isinstance(answer, str)
   for key in selector.get_map().values():
     line = key.data
-    if line in lines.values():
-      line.send({"refused": answer} if refused else {"names": answer})
+    if line and refused:
+      line.send({"refused": answer})
+    elif line in lines.values():
+      line.send({"names": answer})
     if line and (refused or line not in lines.values()):
       line.close()
 
@@ -520,6 +527,16 @@ class _Line:
       raise ConnectionResetError
     *whole, self._rest = (self._rest + data).split(b"\n")
     return [json.loads(text) for text in whole]
+
+  def ended(self) -> bool:
+    """Whether the other end has hung up, and said nothing more before."""
+    try:
+      flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+      return not self.socket.recv(1, flags)
+    except BlockingIOError:
+      return False
+    except OSError:
+      return True
 
   def close(self) -> None:
     """Hangs up."""

@@ -166,7 +166,8 @@ def test_dropping_the_networks_changes_nothing_but_the_size(scan):
     plain = layout.like(plain, spec)
   expected = tiny.logits(model)(join(frozen, adapter), tiny.batch())
   found = tiny.logits(without)(join(frozen, plain), tiny.batch())
-  tiny.assert_close(found, expected, atol=1e-6)
+  # Two programs that round apart: by 1.02e-6 with jax 0.12 on one processor.
+  tiny.assert_close(found, expected, atol=3e-6)
   # 3 attentions a layer pair: 1 encoder and 2 x 2 decoder ones, keys and values
   # of 3 x 12, and a prompt of 2 x 16.
   size = sum(x.size for x in jax.tree.leaves(plain))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from peft_jax import cli
+from peft_jax.cli import settings
 from peft_jax.cli.command import parser_of
 
 README = Path(__file__).parents[2] / "README.md"
@@ -52,6 +53,26 @@ def test_check_resolves_without_training(capsys, tmp_path):
   assert "0 of 128 examples cut (0.0 %)" in out
   assert out.splitlines()[-1] == "ok"
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("recipe", "name", "full"),
+  [
+    ("tfew", "rte", "tfew_rte"),
+    ("tfew_lora", "hellaswag", "tfew_hellaswag"),
+    ("tfew", "boolq", "superglue_boolq"),
+    ("prompt_tuning", "rte", "superglue_rte"),
+    ("tfew", "superglue_rte", "superglue_rte"),
+    ("tfew", "mine", "mine"),
+    (None, "rte", "rte"),
+  ],
+)
+def test_short_names_of_a_recipes_tasks(recipe, name, full, tmp_path):
+  argv = ["check", "--model=tiny", f"--task={name}", f"--model_dir={tmp_path}"]
+  argv.append(f"--recipe={recipe}" if recipe else "--adapter=ia3")
+  args = parser_of().parse_args(argv)
+  args.bindings = []
+  assert settings.resolve(args).config.task == full
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent import futures
 from pathlib import Path
 
@@ -144,8 +145,8 @@ def test_processes_that_do_not_fit_stop(together, expected, ids, message):
   errors = together(
     len(ids), None, expected=expected, ids=ids, start_timeout=2.0
   )
-  assert any(message in str(error) for error in errors), errors
   assert all(isinstance(error, hosts.HostsError) for error in errors)
+  assert all(message in str(error) for error in errors), errors
 
 
 def test_a_port_that_is_taken_is_named(together):
@@ -155,7 +156,10 @@ def test_a_port_that_is_taken_is_named(together):
       hosts.meet(address, 2, 0, start_timeout=1.0)
 
 
-def test_who_comes_twice_after_a_restart_is_taken(together, monkeypatch):
+@pytest.mark.parametrize("noticed", [True, False])
+def test_who_comes_twice_after_a_restart_is_taken(
+  together, monkeypatch, noticed
+):
   """And what is not one of ours does not disturb."""
   real = hosts._gather
 
@@ -169,6 +173,17 @@ def test_who_comes_twice_after_a_restart_is_taken(together, monkeypatch):
     early.close()
     return real(listener, *rest)
 
+  class Late(hosts.selectors.DefaultSelector):
+    """Hears of who comes before it hears of who left."""
+
+    def select(self, timeout=None):
+      found = super().select(timeout)
+      time.sleep(0.2)  # for the next one to come
+      found = super().select(0) or found
+      return sorted(found, key=lambda event: -event[0].fd)
+
+  if not noticed:
+    monkeypatch.setattr(hosts.selectors, "DefaultSelector", Late)
   monkeypatch.setattr(hosts, "_gather", visited)
   assert len(set(together(2, lambda one: one.agree(FACTS)))) == 1
   assert together.met[0].names == ("host0", "host1")
@@ -275,7 +290,8 @@ SETTINGS = [
   "LOG_PERIOD=1",
   "CHECKPOINT_PERIOD=1000",
   "TRAIN_STEPS=20",
-  "LEARNING_RATE=0.05",
+  # At 0.05 the loss is no longer smooth: rounding grows tenfold in 20 steps.
+  "LEARNING_RATE=0.01",
 ]
 
 
@@ -359,12 +375,12 @@ def test_two_processes_give_the_loss_of_one(one, two):
 
 
 @pytest.mark.slow
-def test_four_that_share_the_model_give_the_loss_of_one(start, one, tmp_path):
-  """Two halves of a model on two processes each."""
-  codes, logs = start(tmp_path, 4, "--gin.MODEL_PARALLEL=2")
+@pytest.mark.parametrize("model_parallel", [1, 2])
+def test_four_give_the_loss_of_one(start, one, tmp_path, model_parallel):
+  """Each its part of a batch, or pairs that share the model."""
+  codes, logs = start(tmp_path, 4, f"--gin.MODEL_PARALLEL={model_parallel}")
   assert codes == [0] * 4, logs
-  # Sums in another order grow apart at this learning rate.
-  np.testing.assert_allclose(losses(tmp_path)[:4], losses(one)[:4], rtol=1e-6)
+  np.testing.assert_allclose(losses(tmp_path), losses(one), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -397,11 +413,11 @@ def test_told_to_go_killed_and_started_again(start, two, tmp_path):
 
 @pytest.mark.slow
 def test_another_setting_on_one_process_stops_all(start, tmp_path):
-  codes, logs = start(tmp_path, 2, own={1: ["--gin.LEARNING_RATE=0.01"]})
+  codes, logs = start(tmp_path, 2, own={1: ["--gin.LEARNING_RATE=0.02"]})
   assert codes == [1, 1]
   name = socket.gethostname()
   for text in logs:
     assert (
-      f"LEARNING_RATE: 0.05 on process 0 ({name}), 0.01 on process 1 ({name})"
+      f"LEARNING_RATE: 0.01 on process 0 ({name}), 0.02 on process 1 ({name})"
     ) in text
   assert not (tmp_path / "run").exists()
