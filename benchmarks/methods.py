@@ -11,6 +11,7 @@ slows all of them.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import shutil
@@ -23,7 +24,7 @@ import jax
 
 from peft_jax import sharding
 from peft_jax.train import config as configs
-from peft_jax.train import data, features, fisher, loop
+from peft_jax.train import data, features, fisher, loop, used
 from peft_jax.train.setup import setup
 from peft_jax.train.step import make_train_step
 
@@ -54,17 +55,16 @@ def compiled_step(method: str, directory: str) -> tuple[Any, list, int]:
   mesh = sharding.make_mesh()
   with sharding.use(mesh):
     task = data.get_task(config)
-    run = fisher.masked(setup(config, mesh), config, task)
-    batch = next(
-      data.train_batches(
-        task,
-        lengths=config.task_feature_lengths,
-        batch_size=config.batch_size,
-        seed=0,
-        max_examples=config.max_train_examples,
-        features=features.of(config, task),
-      )
+    stream = functools.partial(
+      data.train_batches,
+      task,
+      lengths=config.task_feature_lengths,
+      seed=0,
+      use=used.of(config, task),
+      features=features.of(config, task),
     )
+    run = fisher.masked(setup(config, mesh), config, stream(batch_size=1))
+    batch = next(stream(batch_size=config.batch_size))
     step = jax.jit(make_train_step(run.model, run.tx))
     arguments = [run.state, run.frozen, jax.device_put(dict(batch))]
     program = step.lower(*arguments).compile()

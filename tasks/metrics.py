@@ -4,6 +4,8 @@ They have the signature that SeqIO asks of a `metric_fn`, and count examples, so
 the result cannot depend on how the examples were batched.
 """
 
+import collections
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,6 +123,46 @@ def macro_f1(
     macro_f1=100.0 * sum(scores) / len(scores),
     accuracy=_percent_equal(targets, predictions),
   )
+
+
+def matthews(
+  targets: Sequence[Any], predictions: Sequence[Any]
+) -> dict[str, float]:
+  """Returns Matthews' correlation of two classes and accuracy, in %.
+
+  SuperGLUE's score of AX-b. It is 0 where one of the lists is all of a class. A
+  prediction that is neither class counts as the one that its target is not.
+
+  Example:
+    >>> matthews(["a", "a", "b", "b"], ["a", "a", "b", "a"])
+    {'matthews': 57.735026918962575, 'accuracy': 75.0}
+
+  Args:
+    targets: the right answers, of two classes.
+    predictions: the model's answers, in the same order.
+
+  Raises:
+    MetricError: see `accuracy`.
+  """
+  check(targets, predictions, metric="matthews")
+  first = targets[0]
+  cells = collections.Counter(
+    (target == first, target == prediction)
+    for target, prediction in zip(targets, predictions, strict=True)
+  )
+  right, wrong = cells[True, True], cells[True, False]
+  right_other, wrong_other = cells[False, True], cells[False, False]
+  sides = (
+    (right + wrong)
+    * (right_other + wrong_other)
+    * (right + wrong_other)
+    * (right_other + wrong)
+  )
+  product = right * right_other - wrong * wrong_other
+  return {
+    "matthews": 100.0 * product / math.sqrt(sides) if sides else 0.0,
+    "accuracy": _percent_equal(targets, predictions),
+  }
 
 
 def percent_f1(

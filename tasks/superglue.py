@@ -17,6 +17,7 @@ from typing import Any
 import seqio
 
 from peft_jax.tasks import preprocessors, sources, vocabularies
+from peft_jax.tasks.superglue_specs import DIAGNOSTICS as DIAGNOSTICS
 from peft_jax.tasks.superglue_specs import SPECS as SPECS
 from peft_jax.tasks.superglue_specs import Spec as Spec
 
@@ -24,20 +25,15 @@ from peft_jax.tasks.superglue_specs import Spec as Spec
 MIXTURE = "superglue_mixture"
 MIXED = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
 
-# SeqIO's name of a split -> the official file. The other files of a folder
-# (FewGLUE's dev32.jsonl) are not read.
-_FILES = {
-  "train": "train.jsonl",
-  "validation": "val.jsonl",
-  "test": "test.jsonl",
-}
+# What has a training set, without the diagnostics.
+TASKS = tuple(name for name in SPECS if name not in DIAGNOSTICS)
 
 
 def register(
   *,
   data_dir: str | os.PathLike[str] | None = None,
   vocabulary: str | os.PathLike[str] | seqio.Vocabulary = "t5",
-  tasks: Sequence[str] = tuple(SPECS),
+  tasks: Sequence[str] = TASKS,
 ) -> None:
   """Registers the tasks and their mixture, in the place of earlier ones.
 
@@ -58,7 +54,7 @@ def register(
       1.0.2, as T5's `super_glue_*_v102` tasks.
     vocabulary: a vocabulary, its name or its file; see `vocabularies.load`.
       Default: T5's.
-    tasks: which of `SPECS` to register. Default: all.
+    tasks: which of `SPECS` to register. Default: `TASKS`.
 
   Raises:
     DataError: if a task is unknown, or a file is missing or has a bad row.
@@ -77,7 +73,8 @@ def register(
     for spec in specs
   }
   # A mixture keeps the tasks that it was made of, so it goes with them.
-  seqio.MixtureRegistry.remove(MIXTURE)
+  if set(MIXED) & set(built):
+    seqio.MixtureRegistry.remove(MIXTURE)
   for task in built.values():
     seqio.TaskRegistry.remove(task.name)
     seqio.TaskRegistry.add_provider(task.name, task)
@@ -101,13 +98,13 @@ def _tfds_source(spec: Spec) -> seqio.TfdsDataSource:
   # The splits are named so that SeqIO need not ask TFDS for them.
   return spec.tfds_source(
     tfds_name=f"super_glue/{spec.tfds_name or spec.name}:1.0.2",
-    splits=tuple(_FILES),
+    splits=tuple(spec.files),
   )
 
 
 def _local_source(spec: Spec, *, folder: str) -> sources.JsonLinesSource:
-  paths = {split: os.path.join(folder, name) for split, name in _FILES.items()}
-  if not sources.exists(paths["test"]):
+  paths = {s: os.path.join(folder, name) for s, name in spec.files.items()}
+  if len(paths) > 1 and not sources.exists(paths["test"]):
     del paths["test"]
   fields = {**dict.fromkeys(spec.text_fields, str), **spec.fields}
   if spec.labels:
@@ -157,3 +154,4 @@ def _num_train(spec: Spec, *, task: seqio.Task) -> float:
 
 
 register()
+register(tasks=DIAGNOSTICS)

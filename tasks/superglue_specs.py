@@ -22,6 +22,15 @@ _ENTAILMENT = {name: name for name in ("entailment", "not_entailment")}
 _CB = {name: name for name in ("entailment", "contradiction", "neutral")}
 
 
+# Split -> its official file. The other files of a folder (FewGLUE's
+# dev32.jsonl) are not read.
+_FILES: Mapping[str, str] = {
+  "train": "train.jsonl",
+  "validation": "val.jsonl",
+  "test": "test.jsonl",
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
   """What one SuperGLUE task is made of.
@@ -29,6 +38,7 @@ class Spec:
   Attributes:
     name: the name TFDS and T5 give it; the task is `superglue_<name>`.
     folder: its folder in the official data.
+    files: split -> its file in the folder.
     num_train: examples of the full training set as T5 counts them, the rate of
       the task in a mixture over TFDS (t5/data/glue_utils.py).
     num_test: what a submission answers: examples, or ReCoRD's queries.
@@ -50,6 +60,7 @@ class Spec:
 
   name: str
   folder: str
+  files: Mapping[str, str] = dataclasses.field(default_factory=lambda: _FILES)
   num_train: int
   num_test: int
   labels: Mapping[str, str | int | bool] = dataclasses.field(
@@ -188,5 +199,29 @@ SPECS: Mapping[str, Spec] = {
       num_train=554,
       num_test=146,
     ),
+    # The diagnostics, a test set each, asked for as RTE is.
+    Spec(
+      name="axb",
+      folder="AX-b",
+      files={"test": "AX-b.jsonl"},
+      labels=_ENTAILMENT,
+      fields={"sentence1": str, "sentence2": str, "idx": int},
+      write=superglue_text.axb,
+      num_train=0,
+      num_test=1_104,
+      metric_fns=(metrics.matthews,),
+    ),
+    Spec(
+      name="axg",
+      folder="AX-g",
+      files={"test": "AX-g.jsonl"},
+      labels=_ENTAILMENT,
+      fields={"premise": str, "hypothesis": str, "idx": int},
+      write=superglue_text.as_rte,
+      num_train=0,
+      num_test=356,
+    ),
   )
 }
+
+DIAGNOSTICS = ("axb", "axg")

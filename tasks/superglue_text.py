@@ -1,4 +1,6 @@
-"""ReCoRD and WSC as T5 writes them; for other tasks `preprocessors.t5_text`.
+"""ReCoRD, WSC and the diagnostics as T5 writes them.
+
+For other tasks see `preprocessors.t5_text`.
 
 Formats: google-research/text-to-text-transfer-transformer,
 t5/data/preprocessors.py.
@@ -74,6 +76,45 @@ def record(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
   return preprocessors.find_label(
     dataset.map(write, num_parallel_calls=tf.data.AUTOTUNE)
+  )
+
+
+def as_rte(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Writes rows of AX-g as T5 writes RTE's.
+
+  Example:
+    >>> row = {"premise": "It rains.", "hypothesis": "It is wet.", "idx": 0}
+    >>> rows = tf.data.Dataset.from_tensors({**row, "label": 0})
+    >>> row = next(as_rte(rows).as_numpy_iterator())
+    >>> row["inputs"], row["targets"]
+    (b'rte hypothesis: It is wet. premise: It rains.', b'entailment')
+  """
+  return preprocessors.t5_text(
+    dataset,
+    benchmark="rte",
+    text_fields=("hypothesis", "premise"),
+    labels=("entailment", "not_entailment"),
+  )
+
+
+def axb(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Writes rows of AX-b as T5 writes RTE's; the first sentence is the premise.
+
+  Example:
+    >>> row = {"sentence1": "It rains.", "sentence2": "It is wet.", "idx": 0}
+    >>> rows = tf.data.Dataset.from_tensors({**row, "label": 1})
+    >>> next(axb(rows).as_numpy_iterator())["inputs"]
+    b'rte hypothesis: It is wet. premise: It rains.'
+  """
+  return as_rte(
+    dataset.map(
+      lambda row: {
+        "premise": row["sentence1"],
+        "hypothesis": row["sentence2"],
+        "label": row["label"],
+        "idx": row["idx"],
+      }
+    )
   )
 
 

@@ -89,22 +89,26 @@ class IntrinsicSAID(Adapter):
     seed = jax.random.key_data(jax.random.key(self.seed))
     root = jax.random.wrap_key_data(jax.lax.optimization_barrier(seed))
     width = _width(own["theta"])
-    paths, keys = sorted(rows), []
-    for path in paths:
-      key = jax.random.fold_in(root, zlib.crc32(path.encode()))
-      keys.append(
-        jax.random.split(key, -(-math.prod(rows[path].shape) // width))
+    paths = sorted(rows)
+    sizes = [math.prod(rows[path].shape) for path in paths]
+    counts = [-(-size // width) for size in sizes]
+    keys = [
+      jax.random.split(
+        jax.random.fold_in(root, zlib.crc32(path.encode())), count
       )
-    # All leaves together: one program, however many there are.
+      for path, count in zip(paths, counts, strict=True)
+    ]
+    # All leaves together: one program, however many there are. `split` and not
+    # slices, whose gradients would each be as large as all together.
     drawn = fastfood(own["theta"], jnp.concatenate(keys))
-    moved, first = {}, 0
-    for path, own_keys, scaling in zip(
-      paths, keys, own["scaling"], strict=True
+    parts = jnp.split(drawn, np.cumsum(counts)[:-1])
+    moved = {}
+    for path, size, part, scaling in zip(
+      paths, sizes, parts, own["scaling"], strict=True
     ):
-      row, last = rows[path], first + len(own_keys)
-      change = drawn[first:last].reshape(-1)[: math.prod(row.shape)] * scaling
+      row = rows[path]
+      change = part.reshape(-1)[:size] * scaling
       moved[path] = row + change.reshape(row.shape).astype(row.dtype)
-      first = last
     return moved
 
 

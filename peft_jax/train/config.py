@@ -49,10 +49,13 @@ class Raft:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FewShot:
-  """What the tasks `tfew_*` are told besides; see `tasks.few_shot.register`.
+  """Few shots of any task; the rest is for the tasks `tfew_*` alone.
+
+  See `tasks.few_shot.register`.
 
   Attributes:
-    shots: training rows; 0: all. Default: T-Few's number.
+    shots: training rows, a sample; 0: all. Default: T-Few's number for its
+      tasks, else all.
     seed: of the sample and of the random templates.
     files: T-Few's folder of samples; empty: they are drawn.
     templates: folder in PromptSource's form; empty: the package's own.
@@ -97,7 +100,7 @@ class Config:
     train_steps: updates of this run; the backbone's own steps do not count.
     batch_size: B, over all processes.
     micro_batches: parts the batch is cut into to save memory.
-    max_train_examples: uses only so many training examples; 0: all.
+    max_train_examples: uses only the first so many training examples; 0: all.
     warm_start: adapter directory or run to take weights from, at step 0.
     random_seed: of initialisation, dropout and shuffling.
     dropout: whether the network drops in training, at its own rate.
@@ -126,7 +129,7 @@ class Config:
     log_period: steps between records of the log.
     model_parallel: devices that share one copy of the model.
     answer_choices: the only targets that files of your own may have.
-    few_shot: see `FewShot`; other tasks do not look at it.
+    few_shot: see `FewShot`.
     allow_cut_targets: trains although targets are longer than allowed.
     raft: of the tasks `raft_*`, see `Raft`.
     method: name of the method in `peft-jax report`; empty: the adapters'.

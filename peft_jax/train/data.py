@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from peft_jax.tasks import prepare
 from peft_jax.tasks.preprocessors import CHOICES, LABEL
 from peft_jax.tasks.sources import DataError
-from peft_jax.train import host_tensorflow
+from peft_jax.train import host_tensorflow, used
 from peft_jax.train.config import Config, ConfigError
 from peft_jax.train.features import (
   EncoderDecoder,
@@ -184,7 +184,7 @@ def train_batches(
   lengths: Mapping[str, int],
   batch_size: int,
   seed: int,
-  max_examples: int = 0,
+  use: used.Used = used.ALL,
   start_step: int = 0,
   features: Features | None = None,
   width: int = 0,
@@ -196,25 +196,20 @@ def train_batches(
     lengths: feature -> tokens.
     batch_size: B, over all processes.
     seed: of the shuffling.
-    max_examples: uses only the first so many examples; 0: all.
+    use: the examples that are used, of a single task; default: all.
     start_step: batches that an earlier run has already used.
     features: of the network; default: an encoder-decoder's.
     width: answer choices of an example, see `choices_width`; 0: batches of
       inputs and targets alone.
 
   Raises:
-    DataError: if the split is empty.
+    DataError: if the split is empty, or smaller than a sample of it.
   """
-  if max_examples and isinstance(task, seqio.Mixture):
-    raise DataError(
-      "expected a single task with MAX_TRAIN_EXAMPLES, found the mixture"
-      f" {task.name!r}. Limit its tasks instead."
-    )
   wanted = dict(lengths)
-  if max_examples:
+  if use.count:
     dataset = task.get_dataset(wanted, "train", shuffle=False, seed=seed)
-    dataset = dataset.take(max_examples).cache()
-    dataset = dataset.shuffle(max_examples, seed=seed).repeat()
+    dataset = use.of(dataset).cache()
+    dataset = dataset.shuffle(use.count, seed=seed).repeat()
   else:
     # A mixture drops what is not asked for.
     passed: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,18 +10,19 @@ import jax.numpy as jnp
 
 from peft_jax import partition, start
 from peft_jax.adapters.fish_mask import FishMask
-from peft_jax.train import data, features
 from peft_jax.train.config import Config, ConfigError
 from peft_jax.train.setup import Setup
 
 
-def masked(run: Setup, config: Config, task: Any) -> Setup:
+def masked(
+  run: Setup, config: Config, examples: Iterator[Mapping[str, Any]]
+) -> Setup:
   """Returns the run with its FISH masks chosen; as it is if it has none.
 
   Args:
     run: the run before its first step.
     config: says on how many examples.
-    task: whose training examples are looked at.
+    examples: of training, as batches of one.
 
   Raises:
     ConfigError: with several processes, which see other examples each.
@@ -34,14 +36,6 @@ def masked(run: Setup, config: Config, task: Any) -> Setup:
       f" {jax.process_count()}. Choose it on one (--train_steps 1), then start"
       " the others from that run with --gin.WARM_START."
     )
-  examples = data.train_batches(
-    task,
-    lengths=config.task_feature_lengths,
-    batch_size=1,
-    seed=config.random_seed,
-    max_examples=config.max_train_examples,
-    features=features.of(config, task),
-  )
   batches = [
     {name: jnp.asarray(x) for name, x in example.items()}
     for example in itertools.islice(examples, config.fisher_examples)

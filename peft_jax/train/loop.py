@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from peft_jax.train import (
   fisher,
   report,
   run_dir,
+  used,
 )
 from peft_jax.train.checkpoints import Checkpoints
 from peft_jax.train.config import Config, ConfigError, Resolved
@@ -93,13 +94,21 @@ def train(resolved: Resolved, processes: Hosts = ALONE) -> Summary:
     eval_sets = data.configured_sets(config, task)
   evaluate.check(config.answer_by, eval_sets)
   width = data.choices_width(config, task)
+  stream = functools.partial(
+    data.train_batches,
+    task,
+    lengths=config.task_feature_lengths,
+    seed=config.random_seed,
+    use=used.of(config, task),
+    features=features.of(config, task),
+  )
 
   with sharding.use(mesh):
     run = setup(config, mesh)
     if config.warm_start and not resuming:
       run = warm_started(run, config.warm_start)
     elif not resuming:
-      run = fisher.masked(run, config, task)
+      run = fisher.masked(run, config, stream(batch_size=1))
     if is_first_process():
       run_dir.create(resolved)
     announce(config, run, mesh)
@@ -108,7 +117,10 @@ def train(resolved: Resolved, processes: Hosts = ALONE) -> Summary:
     if config.eval_frozen:
       frozen = evaluator.evaluate_frozen()
       note(f"frozen model: {format_metrics(frozen)}")
-    state, adapted = _run(resolved, run, mesh, task, width, evaluator, resuming)
+    stream = functools.partial(
+      stream, batch_size=config.batch_size, width=width
+    )
+    state, adapted = _run(resolved, run, mesh, stream, evaluator, resuming)
 
   summary = Summary(
     steps=int(state.step),
@@ -142,8 +154,7 @@ def _run(
   resolved: Resolved,
   run: Setup,
   mesh: Mesh,
-  task: data.Task,
-  width: int,
+  stream: Callable[..., Iterator[dict[str, np.ndarray]]],
   evaluator: "Evaluator",
   resuming: bool,
 ) -> tuple[TrainState, list[Evaluation]]:
@@ -159,16 +170,7 @@ def _run(
   whole = sharding.replicated(mesh)
   gather = jax.jit(lambda tree: tree, out_shardings=whole)
   step_fn = jitted_step(config, run.model, run.tx, run.state_sharding, mesh)
-  batches = data.train_batches(
-    task,
-    lengths=config.task_feature_lengths,
-    batch_size=config.batch_size,
-    seed=config.random_seed,
-    max_examples=config.max_train_examples,
-    start_step=first,
-    features=features.of(config, task),
-    width=width,
-  )
+  batches = stream(start_step=first)
   place = sharding.batch_sharding(mesh)
 
   def save(state: TrainState, metrics: Mapping[str, float] | None) -> None:

@@ -7,8 +7,8 @@ import seqio
 from peft_jax.tasks import metrics, qa_metrics
 from peft_jax.tasks.metrics import MetricError
 
-BOTH = pytest.mark.parametrize(
-  "metric", [metrics.accuracy, metrics.exact_match]
+EACH = pytest.mark.parametrize(
+  "metric", [metrics.accuracy, metrics.exact_match, metrics.matthews]
 )
 
 
@@ -37,7 +37,7 @@ def test_accuracy_counts_white_space_and_exact_match_does_not():
   }
 
 
-@BOTH
+@EACH
 def test_refuses_what_cannot_be_compared(metric):
   name = metric.__name__
   with pytest.raises(MetricError, match=f"{name}: .* 2 targets, found 1 pred"):
@@ -48,7 +48,7 @@ def test_refuses_what_cannot_be_compared(metric):
     metric(["a", metrics.UNLABELED], ["a", "b"])
 
 
-@BOTH
+@EACH
 def test_seqio_takes_them_as_metric_functions(metric):
   task = seqio.Task(
     "metric_test", source=None, output_features={}, metric_fns=[metric]
@@ -157,6 +157,24 @@ def test_metrics_of_questions_refuse_what_has_no_answer(metric, target):
     metric([target], ["a"])
   with pytest.raises(MetricError, match=f"{name}: .* 1 targets, found 0 pred"):
     metric([target], [])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matthews_is_the_correlation_of_two_classes(seed):
+  rng = np.random.default_rng(seed)
+  targets, answers = rng.integers(0, 2, (2, 40))
+  expected = 100 * np.corrcoef(targets, answers)[0, 1]
+  words = np.array(["no", "yes"])
+  found = metrics.matthews(list(words[targets]), list(words[answers]))
+  assert found["matthews"] == pytest.approx(expected)
+  assert found["accuracy"] == pytest.approx(100 * np.mean(targets == answers))
+
+
+def test_matthews_of_one_class_is_nothing():
+  assert metrics.matthews(["a", "a"], ["a", "b"])["matthews"] == 0.0
+  # What is no class counts as wrong.
+  wrong = metrics.matthews(["a", "b"], ["so", "so"])["matthews"]
+  assert wrong == -100.0
 
 
 @pytest.mark.parametrize("seed", range(5))

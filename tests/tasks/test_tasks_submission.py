@@ -32,6 +32,8 @@ def rows_of(name, prediction):
     ("copa", "choice2", "COPA", 500, {"idx": 0, "label": 1}),
     ("record", "Malmö", "ReCoRD", 10000, {"idx": 0, "label": "Malmö"}),
     ("rte", "entailment", "RTE", 3000, {"idx": 0, "label": "entailment"}),
+    ("axb", "entailment", "AX-b", 1104, {"idx": 0, "label": "entailment"}),
+    ("axg", "entailment", "AX-g", 356, {"idx": 0, "label": "entailment"}),
     ("wic", "False", "WiC", 1400, {"idx": 0, "label": "false"}),
     ("wsc", "False", "WSC", 146, {"idx": 0, "label": "False"}),
     ("wsc.fixed", "True", "WSC", 146, {"idx": 0, "label": "True"}),

@@ -2,6 +2,7 @@
 
 import collections
 import importlib
+import json
 import types
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_examples_carry_what_the_metrics_need(data_dir):
   assert record[0]["answers"].tolist() == [b"Ann", b"Bo"]
 
 
-@pytest.mark.parametrize("name", [n for n in superglue.SPECS if n != "wsc"])
+@pytest.mark.parametrize("name", [n for n in superglue.TASKS if n != "wsc"])
 def test_answer_choices(data_dir, name):
   superglue.register(data_dir=data_dir, vocabulary="bytes", tasks=[name])
   labels = list(superglue.SPECS[name].labels) or ["Ann", "Bo", "owl"]
@@ -172,7 +173,7 @@ def test_answer_choices(data_dir, name):
 
 def test_features_and_vocabulary_of_the_tasks(data_dir):
   superglue.register(data_dir=data_dir, vocabulary="bytes")
-  for spec in superglue.SPECS.values():
+  for spec in map(superglue.SPECS.get, superglue.TASKS):
     task = seqio.TaskRegistry.get(spec.task_name)
     assert list(task.output_features) == ["inputs", "targets"]
     for feature in task.output_features.values():
@@ -184,7 +185,8 @@ def test_test_splits_without_labels(data_dir):
   superglue_files.write_test(data_dir)
   (data_dir / "BoolQ" / "test.jsonl").unlink()
   superglue.register(data_dir=data_dir, vocabulary="bytes")
-  for name, spec in superglue.SPECS.items():
+  for name in superglue.TASKS:
+    spec = superglue.SPECS[name]
     task = seqio.TaskRegistry.get(spec.task_name)
     if name == "boolq":
       assert set(task.splits) == {"train", "validation"}
@@ -256,7 +258,7 @@ def test_some_of_the_tasks(data_dir):
   assert len(rows_of("superglue_rte")) == 2
   # It would mix two vocabularies.
   assert superglue.MIXTURE not in seqio.MixtureRegistry.names()
-  with pytest.raises(DataError, match=r"wsc, wsc\.fixed, found 'wnli'"):
+  with pytest.raises(DataError, match=r"axb, axg, found 'wnli'"):
     superglue.register(tasks=["wnli"])
 
 
@@ -267,11 +269,11 @@ def test_import_registers_tfds_tasks_and_opens_nothing(monkeypatch):
   for module, name in ((tf.io.gfile, "GFile"), (tfds, "builder")):
     monkeypatch.setattr(module, name, refuse)
   importlib.reload(superglue)
-  for name in superglue.SPECS:
+  for name, spec in superglue.SPECS.items():
     task = seqio.TaskRegistry.get(f"superglue_{name}")
     of_tfds = "wsc.fixed" if name == "wsc" else name
     assert task.source.tfds_dataset.name == f"super_glue/{of_tfds}:1.0.2"
-    assert set(task.splits) == {"train", "validation", "test"}
+    assert set(task.splits) == set(spec.files)
     assert task.supports_caching
     vocabulary = task.output_features["inputs"].vocabulary
     assert vocabulary.sentencepiece_model_file == vocabularies.T5_MODEL
@@ -332,7 +334,7 @@ def signature(row):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize("name", superglue.SPECS)
+@pytest.mark.parametrize("name", superglue.TASKS)
 def test_tfds_rows_and_official_rows_give_the_same_tokens(
   data_dir, name, split, monkeypatch
 ):
@@ -473,6 +475,40 @@ def evaluate(answers, split, name="superglue_rte"):
 
   metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
   return metrics.result()[name]
+
+
+AX_B = {"sentence1": "Ann sang.", "sentence2": "Bo sang.", "idx": 3}
+AX_G = {"premise": "Ann sang.", "hypothesis": "Bo sang.", "idx": 3}
+
+
+@pytest.mark.parametrize("label", [{}, {"label": "not_entailment"}])
+@pytest.mark.parametrize(
+  ("name", "folder", "row"), [("axb", "AX-b", AX_B), ("axg", "AX-g", AX_G)]
+)
+def test_the_diagnostics_are_asked_as_rte_is(
+  tmp_path, name, folder, row, label
+):
+  (tmp_path / folder).mkdir()
+  (tmp_path / folder / f"{folder}.jsonl").write_text(json.dumps(row | label))
+  superglue.register(data_dir=tmp_path, vocabulary="bytes", tasks=[name])
+  assert set(seqio.TaskRegistry.get(f"superglue_{name}").splits) == {"test"}
+  [found] = rows_of(f"superglue_{name}", "test")
+  assert texts([found]) == [
+    (
+      "rte hypothesis: Bo sang. premise: Ann sang.",
+      label.get("label", "<unk>"),
+    )
+  ]
+  assert found["choices_pretokenized"].tolist() == [
+    b"entailment",
+    b"not_entailment",
+  ]
+  assert int(found["idx"]) == 3
+
+
+def test_a_diagnostic_without_its_file_is_named(tmp_path):
+  with pytest.raises(DataError, match=r"AX-b\.jsonl"):
+    superglue.register(data_dir=tmp_path, vocabulary="bytes", tasks=["axb"])
 
 
 def test_the_metric_through_seqios_evaluator(data_dir):
