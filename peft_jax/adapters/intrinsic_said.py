@@ -92,15 +92,15 @@ class IntrinsicSAID(Adapter):
     paths = sorted(rows)
     sizes = [math.prod(rows[path].shape) for path in paths]
     counts = [-(-size // width) for size in sizes]
-    keys = [
-      jax.random.split(
-        jax.random.fold_in(root, zlib.crc32(path.encode())), count
-      )
-      for path, count in zip(paths, counts, strict=True)
-    ]
+    # A leaf's key and, folded in, the number of the projection.
+    names = jnp.array([zlib.crc32(path.encode()) for path in paths], jnp.uint32)
+    numbers = np.concatenate([np.arange(count) for count in counts])
+    fold_in = jax.vmap(jax.random.fold_in)
+    leaf_keys = jax.vmap(lambda name: jax.random.fold_in(root, name))(names)
+    keys = fold_in(jnp.repeat(leaf_keys, np.array(counts)), numbers)
     # All leaves together: one program, however many there are. `split` and not
     # slices, whose gradients would each be as large as all together.
-    drawn = fastfood(own["theta"], jnp.concatenate(keys))
+    drawn = fastfood(own["theta"], keys)
     parts = jnp.split(drawn, np.cumsum(counts)[:-1])
     moved = {}
     for path, size, part, scaling in zip(

@@ -7,6 +7,7 @@ compares the leaves that a test gives with those that the method makes.
 import dataclasses
 import math
 import types
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -717,9 +718,25 @@ def test_intrinsic_said_adds_a_scaled_projection_to_every_leaf():
   # A leaf's projection does not depend on the others.
   alone = change(theta, [1], rows={"m": rows["m"]})
   close(alone["m"], once["m"], 1e-6)
+  # Saved adapters stand on these keys: a leaf's name, then split in order.
+  name = jax.random.fold_in(jax.random.key(0), zlib.crc32(b"m"))
+  keys = jax.random.split(name, 2)
+  expected = intrinsic_said.fastfood(jnp.asarray(theta), keys)
+  close(once["m"], expected.reshape(-1)[:12], 1e-6)
   own = IntrinsicSAID(dimension=6).own_leaves({"a": (3,), "b": (2, 2)})
   assert made(own["theta"]).tolist() == [0.0] * 6
   assert made(own["scaling"]).tolist() == [1.0] * 2
+
+
+def test_a_subspace_is_one_program_however_many_leaves():
+  def equations(leaves):
+    rows = {f"leaf_{i}": jnp.zeros((3, 4)) for i in range(leaves)}
+    own = {"theta": jnp.zeros(6), "scaling": jnp.zeros(leaves)}
+    found = jax.make_jaxpr(IntrinsicSAID(dimension=6).transform)(rows, own)
+    return len(found.eqns)
+
+  # Of a leaf alone are its part, its scaling and its sum: nothing random.
+  assert equations(8) - equations(7) == equations(3) - equations(2) < 10
 
 
 def test_unfreeze_is_the_parameters_themselves():
