@@ -25,12 +25,7 @@ MODELS = ("t5_1_1_base", "t5_1_1_large", "t5_1_1_xl", "t5_1_1_xxl")
 ADAPTERS = ("ia3", "lora", "prompt", "prefix")
 LENGTHS = (512, 64)
 BATCH = 32
-# chips, models, adapters: the smallest slice is looked for.
-SMALLEST = (
-  ("v5e", MODELS, ADAPTERS),
-  ("v6e", MODELS[3:], ADAPTERS[:1]),
-  ("v4", MODELS[3:], ADAPTERS[:1]),
-)
+CHIPS = ("v5e", "v6e", "v4")  # the smallest slice of each is looked for
 # slice, model, adapter, batch: what larger slices bring.
 LARGER = (("v5e:16x16", "t5_1_1_xxl", "ia3", 512),)
 
@@ -75,9 +70,9 @@ def rows(path: pathlib.Path, only: str = "") -> list[dict[str, Any]]:
   known = json.loads(path.read_text()) if path.exists() else {}
   wanted = [
     (f"{chip}/{model}/{adapter}", _slices(chip), model, adapter, BATCH)
-    for chip, models, adapters in SMALLEST
-    for model in models
-    for adapter in adapters
+    for chip in CHIPS
+    for model in MODELS
+    for adapter in ADAPTERS
   ]
   wanted += [
     (f"{slice_}/{model}/{adapter}", [slice_], model, adapter, batch)

@@ -25,6 +25,7 @@ from peft_jax.train.features import (
   EncoderDecoder,
   Features,
   end_id,
+  longest_choice,
   most_choices,
 )
 from peft_jax.train.features import of as features_of
@@ -141,15 +142,25 @@ def choices_width(config: Config, task: Task) -> int:
     task: a SeqIO task or mixture, whose first examples are looked at.
 
   Raises:
-    DataError: if an example has no choices, or no label.
+    DataError: if an example has no choices, one that is too long, or no label.
   """
   if not isinstance(config.objective, AnswerChoices):
     return 0
-  width = 0
+  width, allowed = 0, config.task_feature_lengths["targets"]
   for part, examples in _first_examples(task, "train"):
     end = end_id(part.output_features["targets"].vocabulary)
     width = max(width, most_choices(examples, end))
     _check_labels(examples, part.name)
+    longest = [longest_choice(example, end) for example in examples]
+    long = sum(length > allowed for length in longest)
+    if long and not config.allow_cut_targets:
+      raise DataError(
+        f"expected answer choices of at most {allowed} tokens in"
+        f" {part.name!r}, found longer ones in {long} of {len(examples)}"
+        f" examples (longest {max(longest)}). Set"
+        f" TASK_FEATURE_LENGTHS['targets'] to {max(longest)}, or"
+        " ALLOW_CUT_TARGETS = True."
+      )
   return config.max_choices or width
 
 

@@ -87,13 +87,18 @@ def for_network(config: Config, vocabulary: seqio.Vocabulary) -> Features:
         "expected LOSS_ON = 'targets' and PREFIX_LM = False with an encoder-"
         f"decoder, found {config.loss_on!r} and {config.prefix_lm}."
       )
-    return EncoderDecoder(pack=config.pack, end=end_id(vocabulary))
+    return EncoderDecoder(
+      pack=config.pack,
+      end=end_id(vocabulary),
+      cut=config.allow_cut_targets,
+    )
   return Text(
     begin=begin_id(vocabulary),
     end=end_id(vocabulary),
     loss_on=config.loss_on,
     prefix_lm=config.prefix_lm,
     pack=config.pack,
+    cut=config.allow_cut_targets,
   )
 
 
@@ -153,8 +158,18 @@ def most_choices(examples: Sequence[Mapping[str, Any]], end: int) -> int:
   return max(int(np.sum(example[CHOICES] == end)) for example in examples)
 
 
+def longest_choice(example: Mapping[str, Any], end: int) -> int:
+  """Returns the tokens of an example's longest choice, its end included.
+
+  Example:
+    >>> longest_choice({"choices": [7, 1, 8, 9, 1]}, end=1)
+    3
+  """
+  return max(map(len, split_choices(np.asarray(example[CHOICES]), end)))
+
+
 def _choices_of(
-  example: Mapping[str, Any], end: int, width: int, longest: int
+  example: Mapping[str, Any], end: int, width: int, longest: int, cut: bool
 ) -> list[list[int]]:
   """Returns an example's choices, checked against what a batch holds."""
   found = split_choices(np.asarray(example[CHOICES]), end)
@@ -164,12 +179,16 @@ def _choices_of(
       f" MAX_CHOICES = {len(found)}."
     )
   length = max(map(len, found))
-  if length > longest:
+  if length > longest and not cut:
     raise DataError(
       f"expected answer choices of at most {longest} tokens, found one of"
-      f" {length}. Set TASK_FEATURE_LENGTHS['targets'] to {length}."
+      f" {length}. Set TASK_FEATURE_LENGTHS['targets'] to {length}, or"
+      " ALLOW_CUT_TARGETS = True."
     )
-  return found
+  # As SeqIO and T-Few cut a target: it keeps its end.
+  return [
+    ids if len(ids) <= longest else [*ids[: longest - 1], end] for ids in found
+  ]
 
 
 def _labels(examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -183,10 +202,12 @@ class EncoderDecoder:
   Attributes:
     pack: whether several examples share a row in training.
     end: id that ends an answer choice.
+    cut: whether an answer choice that is too long is cut, or an error.
   """
 
   pack: bool = False
   end: int = 1
+  cut: bool = False
 
   def train(self, dataset: Dataset, lengths: Mapping[str, int]) -> Dataset:
     """Returns rows of `encoder_*` and `decoder_*` features."""
@@ -215,7 +236,7 @@ class EncoderDecoder:
     shape = (len(examples), width, lengths["targets"])
     targets, weights = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     for row, example in enumerate(examples):
-      found = _choices_of(example, self.end, width, shape[-1])
+      found = _choices_of(example, self.end, width, shape[-1], self.cut)
       for place, ids in enumerate(found):
         targets[row, place, : len(ids)] = ids
         weights[row, place, : len(ids)] = 1
@@ -240,6 +261,7 @@ class Text:
       LLM-Adapters does by default.
     prefix_lm: whether the inputs see one another in both directions.
     pack: whether several texts share a row in training.
+    cut: whether an answer choice that is too long is cut, or an error.
   """
 
   begin: int
@@ -247,6 +269,7 @@ class Text:
   loss_on: LossOn = "targets"
   prefix_lm: bool = False
   pack: bool = False
+  cut: bool = False
 
   def train(self, dataset: Dataset, lengths: Mapping[str, int]) -> Dataset:
     """Returns rows of `decoder_*` features, inputs + targets long."""
@@ -337,7 +360,9 @@ class Text:
       found["decoder_causal_attention"] = np.zeros(shape, np.int32)
     for row, example in enumerate(examples):
       inputs = self._asked(example, lengths)
-      choices = _choices_of(example, self.end, width, lengths["targets"])
+      choices = _choices_of(
+        example, self.end, width, lengths["targets"], self.cut
+      )
       for place, ids in enumerate(choices):
         at, size = (row, place), len(inputs) - 1 + len(ids)
         found["decoder_input_tokens"][at][:size] = [*inputs, *ids[:-1]]

@@ -1,5 +1,6 @@
 """Answer choices from a task's examples to T-Few's loss and to a ranking."""
 
+import dataclasses
 import json
 
 import jax
@@ -115,6 +116,17 @@ def test_choices_that_do_not_fit(asked):
     asked.choices(EXAMPLES, LENGTHS, width=2)
   with pytest.raises(DataError, match="with answer choices, found one without"):
     asked.choices([{"inputs": np.array([5, 1])}], LENGTHS)
+
+
+@pytest.mark.parametrize("asked", [ENCODER_DECODER, TEXT])
+def test_choices_that_are_cut_keep_their_end(asked):
+  cut = dataclasses.replace(asked, cut=True)
+  found = cut.choices(EXAMPLES, {"inputs": 5, "targets": 2})
+  targets, weights = (
+    found[f"decoder_{name}"][0] for name in ("target_tokens", "loss_weights")
+  )
+  kept = [t[w > 0].tolist() for t, w in zip(targets, weights, strict=True)]
+  assert kept == [[7, END], [8, END], [4, END]]
 
 
 PROMPTS = {
@@ -342,6 +354,19 @@ def test_free_text_cannot_be_ranked(tmp_path):
     ):
       loop.train(resolve(tmp_path, f"LOSS = {loss}", rows=rows))
     assert not (tmp_path / "run").exists()
+
+
+def test_choices_that_are_too_long_stop_before_anything_is_written(tmp_path):
+  # The right answer is short; the wrong one is not.
+  long = {"inputs": "?", "targets": "a", "choices": ["a", "b" * 20]}
+  rows = [*ROWS, long]
+  message = (
+    r"at most 8 tokens in 'words', found longer ones in 1 of \d+ examples"
+    r" \(longest 21\)\. Set TASK_FEATURE_LENGTHS\['targets'\] to 21, or ALLOW"
+  )
+  with pytest.raises(DataError, match=message):
+    loop.train(resolve(tmp_path, "EVAL_SPLIT = ''", rows=rows))
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_row_without_a_label_is_not_trained_on(tmp_path):
