@@ -4,7 +4,6 @@ The form is that of https://github.com/oughtinc/raft-submission: a file
 `<task>/predictions.csv` for each task, with the columns ID and Label.
 """
 
-import collections
 import csv
 import io
 import os
@@ -13,14 +12,12 @@ from typing import Any
 
 from etils import epath
 
-from peft_jax.tasks import raft
+from peft_jax.tasks import raft, submission
 from peft_jax.tasks.raft_spec import Spec
 from peft_jax.tasks.sources import DataError
 
 FILE_NAME = "predictions.csv"
 HEADER = ("ID", "Label")
-# Names enough to find what is wrong.
-_SHOWN = 5
 
 
 def write(
@@ -71,23 +68,7 @@ def checked(spec: Spec, rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     DataError: see `write`.
   """
   ids = [_id(row, number) for number, row in enumerate(rows)]
-  counts, wanted = collections.Counter(ids), spec.test_ids
-  wrong = {
-    "missing": [n for n in wanted if n not in counts],
-    "there more than once": [n for n, count in counts.items() if count > 1],
-    "not of the test set": [n for n in counts if n not in wanted],
-  }
-  bad = [
-    f"{len(found)} {what} ({_some(found)})"
-    for what, found in wrong.items()
-    if found
-  ]
-  if bad:
-    raise DataError(
-      f"raft_{spec.name}: expected one prediction for each ID from"
-      f" {wanted[0]} to {wanted[-1]}, found {'; '.join(bad)}. Predict the whole"
-      f" of {raft.TEST_FILE}, and nothing else."
-    )
+  submission.check_ids(f"raft_{spec.name}", ids, spec.test_ids, called="ID")
   return {n: _label(spec, row, n) for n, row in zip(ids, rows, strict=True)}
 
 
@@ -108,14 +89,10 @@ def _label(spec: Spec, row: Mapping[str, Any], number: int) -> str:
   texts |= {label: label for label in spec.labels}
   found = row.get("prediction")
   if not isinstance(found, str) or found not in texts:
+    known = submission.some(spec.labels)
     raise DataError(
-      f"raft_{spec.name}: expected one of the labels {_some(spec.labels)},"
-      f" found {found!r} at ID {number}. Choose among the task's labels (rank"
-      " classification); free text is no label."
+      f"raft_{spec.name}: expected one of the labels {known}, found {found!r}"
+      f" at ID {number}. Choose among the task's labels (rank classification);"
+      " free text is no label."
     )
   return texts[found]
-
-
-def _some(values: Sequence[Any]) -> str:
-  more = ", ..." if len(values) > _SHOWN else ""
-  return ", ".join(map(repr, values[:_SHOWN])) + more

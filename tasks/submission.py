@@ -4,6 +4,7 @@ A benchmark is a module with `write(task_name, rows, directory)`, which checks
 the predictions of a test set, writes its file and returns the path.
 """
 
+import collections
 import importlib
 import json
 import os
@@ -35,6 +36,53 @@ def find(benchmark: str) -> Any:
       f" {benchmark!r}. Name one of them."
     )
   return importlib.import_module(BENCHMARKS[benchmark])
+
+
+def check_ids(
+  task_name: str, ids: Sequence[int], wanted: range, *, called: str
+) -> None:
+  """Raises unless every example of a test set is answered once.
+
+  Example:
+    >>> check_ids("raft_overruling", [50, 51], range(50, 52), called="ID")
+
+  Args:
+    task_name: of the task.
+    ids: of the predictions, in any order.
+    wanted: the test set's.
+    called: what the benchmark calls an id.
+
+  Raises:
+    DataError: with the ids that are missing, there twice or unknown.
+  """
+  counts = collections.Counter(ids)
+  wrong = {
+    "missing": [n for n in wanted if n not in counts],
+    "there more than once": [n for n, count in counts.items() if count > 1],
+    "not of the test set": [n for n in counts if n not in wanted],
+  }
+  bad = [
+    f"{len(found)} {what} ({some(found)})"
+    for what, found in wrong.items()
+    if found
+  ]
+  if bad:
+    raise DataError(
+      f"{task_name}: expected one prediction for each {called} from {wanted[0]}"
+      f" to {wanted[-1]}, found {'; '.join(bad)}. Predict the whole test set,"
+      " and nothing else."
+    )
+
+
+def some(values: Sequence[Any]) -> str:
+  """Returns the first values as text, enough to find what is wrong.
+
+  Example:
+    >>> some(range(9))
+    '0, 1, 2, 3, 4, ...'
+  """
+  more = ", ..." if len(values) > 5 else ""
+  return ", ".join(map(repr, values[:5])) + more
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, list[dict[str, Any]]]:

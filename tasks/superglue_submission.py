@@ -6,7 +6,6 @@ COPA's and MultiRC's are numbers, BoolQ's and WiC's "true" and "false", WSC's
 "True" and "False".
 """
 
-import collections
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from peft_jax.tasks import submission
 from peft_jax.tasks.sources import DataError
 from peft_jax.tasks.superglue_specs import SPECS, Spec
 
@@ -25,8 +25,6 @@ _LABELS: Mapping[str, Mapping[str, str | int]] = {
   "wic": {"False": "false", "True": "true"},
   "wsc": {"False": "False", "True": "True"},
 }
-# Numbers enough to find what is wrong.
-_SHOWN = 5
 
 # Numbers of `idx`, outermost first; the last one counts all of a test set.
 Idx = tuple[int, ...]
@@ -108,24 +106,8 @@ def _checked(
 ) -> dict[Idx, str | int]:
   """Returns the official label of every example, in order."""
   found = [_idx(spec, row) for row in rows]
-  counts = collections.Counter(idx[-1] for idx in found)
-  wanted = range(spec.num_test)
-  wrong = {
-    "missing": [n for n in wanted if n not in counts],
-    "there more than once": [n for n, count in counts.items() if count > 1],
-    "not of the test set": [n for n in counts if n not in wanted],
-  }
-  bad = [
-    f"{len(numbers)} {what} ({_some(numbers)})"
-    for what, numbers in wrong.items()
-    if numbers
-  ]
-  if bad:
-    raise DataError(
-      f"{spec.task_name}: expected one prediction for each idx from 0 to"
-      f" {spec.num_test - 1}, found {'; '.join(bad)}. Predict the whole test"
-      " split, and nothing else."
-    )
+  last = [idx[-1] for idx in found]
+  submission.check_ids(spec.task_name, last, range(spec.num_test), called="idx")
   return dict(
     sorted(
       (idx, _label(spec, row, idx))
@@ -159,8 +141,3 @@ def _label(spec: Spec, row: Mapping[str, Any], idx: Idx) -> str | int:
     f" {idx[-1]}. Choose among the task's labels (--answer_by ranking), or"
     " correct the row."
   )
-
-
-def _some(numbers: Sequence[int]) -> str:
-  more = ", ..." if len(numbers) > _SHOWN else ""
-  return ", ".join(map(str, numbers[:_SHOWN])) + more

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -11,10 +10,11 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from peft_jax.orbax_io import locate
-from peft_jax.train import loop, run_dir
+from peft_jax.train import finished_runs, loop, run_dir
 from peft_jax.train.config import ConfigError, Resolved
 from peft_jax.train.hosts import ALONE, Hosts
 from peft_jax.train.loop import Summary
+from peft_jax.train.summary_table import spread_of
 
 
 def parse(text: str) -> tuple[int, ...]:
@@ -109,14 +109,13 @@ def train(
 
 
 def _finished(run: Resolved) -> Summary | None:
-  """Returns what a run came to that has taken all its steps."""
-  path = locate(run.config.model_dir) / run_dir.SUMMARY
-  if not path.is_file():
+  """Returns what a run came to that has ended; None of one that goes on."""
+  folder = run.config.model_dir
+  if finished_runs.unfinished(folder):
     return None
-  values = json.loads(path.read_text())
+  values = json.loads((locate(folder) / run_dir.SUMMARY).read_text())
   names = [field.name for field in dataclasses.fields(Summary)]
-  found = Summary(**{name: values[name] for name in names})
-  return found if found.steps >= run.config.train_steps else None
+  return Summary(**{name: values[name] for name in names})
 
 
 @contextlib.contextmanager
@@ -140,8 +139,6 @@ def _shared_programs() -> Iterator[None]:
 def format_spread(summaries: Mapping[int, Summary]) -> str:
   """Returns a line per metric: median, quartiles and the value of each seed.
 
-  Quartiles are those between which the sorted values are linear, as numpy's.
-
   Example:
     >>> of = lambda value: Summary(steps=1, frozen_metrics={},
     ...   adapted_metrics={"rte": {"accuracy": value}}, trained_parameters=1,
@@ -160,12 +157,9 @@ def format_spread(summaries: Mapping[int, Summary]) -> str:
     each = ", ".join(
       f"seed {seed} {value:.2f}" for seed, value in found.items()
     )
-    spread = list(found.values())
-    middle = statistics.median(spread)
-    low = high = middle
-    if len(spread) > 1:
-      low, _, high = statistics.quantiles(spread, n=4, method="inclusive")
+    spread = spread_of(list(found.values()))
     lines.append(
-      f"{name}: median {middle:.2f}, quartiles {low:.2f} to {high:.2f} ({each})"
+      f"{name}: median {spread.median:.2f}, quartiles {spread.q1:.2f} to"
+      f" {spread.q3:.2f} ({each})"
     )
   return "\n".join(lines)

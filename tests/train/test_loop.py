@@ -14,7 +14,7 @@ from helpers import runs
 from helpers.runs import ROWS, SMALL, losses, write_rows
 
 from peft_jax import cli
-from peft_jax.train import checkpoints, config, loop, opened, run_dir
+from peft_jax.train import checkpoints, config, loop, opened, run_dir, seeds
 from peft_jax.train.config import ConfigError
 
 
@@ -369,6 +369,15 @@ def test_patience_ends_a_run_that_gets_no_better(data_dir, tmp_path, capsys):
   again = loop.train(resolve(data_dir, tmp_path / "run", *patient))
   assert again.steps == 3
   assert again.adapted_metrics == once.adapted_metrics
+  # As a run of several seeds it has ended too, and is not begun again.
+  for calls in (1, 2):
+    seeds.train(
+      str(tmp_path / "runs"),
+      [0],
+      lambda seed: resolve(data_dir, tmp_path / "runs/seed_0", *patient),
+    )
+    err = capsys.readouterr().err
+    assert ("finished before" in err) == (calls == 2)
 
 
 def test_patience_needs_evaluations(data_dir, tmp_path):
