@@ -49,7 +49,7 @@ class Weights(NamedTuple):
 
 
 class Losses(NamedTuple):
-  """T-Few's three losses, [] float32 each; T-Few adds them.
+  """T-Few's three losses, [] each; T-Few adds them.
 
   Attributes:
     language_model: of the right choice.
@@ -139,6 +139,7 @@ def losses(
     formula: as given to `weigh`.
   """
   loss = cross_entropy(logits, targets)
+  weights = Weights(*(weight.astype(loss.dtype) for weight in weights))
   if formula == "paper":
     log_unlikely = jnp.log(-jnp.expm1(jnp.minimum(-loss, _CERTAIN)))
   else:
@@ -173,10 +174,10 @@ def scores(
       over tokens (T-Few), 0 the sum (T0).
 
   Returns:
-    [B, C] float32; infinity for a choice that is absent.
+    [B, C] float32, float64 of float64; infinity for a choice that is absent.
   """
-  real = (real != 0).astype(jnp.float32)
-  return _scores(cross_entropy(logits, targets), real, length_norm)
+  loss = cross_entropy(logits, targets)
+  return _scores(loss, (real != 0).astype(loss.dtype), length_norm)
 
 
 def _scores(loss: Array, real: Array, length_norm: float) -> Array:

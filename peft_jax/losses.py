@@ -5,6 +5,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from peft_jax.precision import widened
+
 Array = jax.Array
 
 # 'tokens': mean over the real target tokens of the whole batch. 'none': their
@@ -28,9 +30,9 @@ def cross_entropy(
     z_loss: weight of log(Z)^2, which keeps the normaliser near 1.
 
   Returns:
-    [B, T] float32.
+    [B, T] float32; float64 of float64.
   """
-  logits = logits.astype(jnp.float32)
+  logits = widened(logits)
   log_z = jax.nn.logsumexp(logits, axis=-1)
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   loss = log_z - picked

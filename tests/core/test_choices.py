@@ -89,6 +89,19 @@ def test_losses_against_numpy(formula, seed, counts, length_norm):
   np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("formula", ["paper", "tfew_code"])
+def test_losses_in_float64_are_numpys(formula):
+  """What is left is the rounding of the weights, which are float32."""
+  for seed in range(20):
+    counts = np.random.default_rng(seed).integers(1, 6, 3)
+    logits, *rest = drawn(seed, counts)
+    with jax.enable_x64(True):
+      found = all_losses(formula, 1.0)(logits.astype(np.float64), *rest)
+      assert {loss.dtype.name for loss in found} == {"float64"}
+    expected = reference(logits, *rest, formula, 1.0)
+    np.testing.assert_allclose(found, expected, rtol=2e-7)
+
+
 @pytest.mark.parametrize("length_norm", [0.0, 1.0])
 def test_ranking_against_numpy(length_norm):
   logits, targets, real, _ = drawn(3, [2, 5, 3, 4])
