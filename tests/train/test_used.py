@@ -5,7 +5,6 @@ import pytest
 import seqio
 from helpers.runs import SMALL, write_rows
 
-from peft_jax.tasks import superglue
 from peft_jax.tasks.sources import DataError
 from peft_jax.train import config, data, loop, used
 from peft_jax.train.config import ConfigError
@@ -97,6 +96,9 @@ def test_mistakes_stop_before_anything_is_written(
 
 @pytest.mark.parametrize("name", ["SHOTS", "MAX_TRAIN_EXAMPLES"])
 def test_a_mixture_is_no_single_task(resolve, name):
-  mixture = seqio.get_mixture_or_task(superglue.MIXTURE)
+  settings = resolve(f"{name} = 8").config
+  mixture = seqio.Mixture(
+    "mixed", [data.get_task(settings).name], default_rate=1.0
+  )
   with pytest.raises(DataError, match=f"expected a single task with {name}"):
-    used.of(resolve(f"{name} = 8").config, mixture)
+    used.of(settings, mixture)
