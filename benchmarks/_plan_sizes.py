@@ -5,7 +5,7 @@
 Compiles the training step for slices of growing size, and of each for meshes of
 growing model axis, until one fits, as `peft-jax plan` does; decoding, which
 takes less, is not compiled. Slices begin at four chips. Needs `peft_jax[train]`
-and libtpu, and no TPU. About half an hour on one core. Rows that the file
+and libtpu, and no TPU. More than an hour on one core. Rows that the file
 already has are not made again, so a run that was stopped goes on.
 """
 
