@@ -224,4 +224,4 @@ SPECS: Mapping[str, Spec] = {
   )
 }
 
-DIAGNOSTICS = ("axb", "axg")
+DIAGNOSTICS = tuple(n for n, spec in SPECS.items() if "train" not in spec.files)
